@@ -1,0 +1,35 @@
+package telemetry
+
+// Code is the closed list of reasons why the mesh itself ended, refused or
+// failed something. Each has Envoy's response flag, a stable id for machines,
+// the RFC 9209 proxy-status error and one sentence for people (see Table).
+type Code uint8
+
+const (
+	OK                            Code = iota
+	NoRoute                            // NR
+	NoCluster                          // NC
+	NoHealthyUpstream                  // UH
+	UpstreamConnectFailure             // UF
+	UpstreamConnectTimeout             // UF
+	UpstreamTLSFailure                 // UF: handshake or identity refused
+	UpstreamReset                      // UR: before the response head
+	UpstreamConnectionTermination      // UC
+	UpstreamProtocolError              // UPE
+	UpstreamRequestTimeout             // UT
+	UpstreamOverflow                   // UO: breaker
+	RetryLimit                         // URX
+	DownstreamReset                    // DC
+	DownstreamProtocolError            // DPE
+	DownstreamTLSFailure               // handshake: plaintext, no certificate, wrong identity …
+	RBACDenied                         // L7 or L4 authorisation refused
+	ReauthorisedDenied                 // open connection ended because its permission was withdrawn
+	StreamIdleTimeout                  // SI
+	RequestTimeout                     // slow request
+	DrainTimeout
+	NoFilterChain // NR on a listener
+	NoIdentity    // own certificate missing or expired
+	LocalPanic    // a handler panicked
+	Overload      // OM
+	codeEnd
+)

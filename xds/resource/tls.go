@@ -1,0 +1,61 @@
+package resource
+
+// CertSource says where a side's own certificate or its trust comes from.
+// Exactly one form is set.
+type CertSource struct {
+	SDS      string // secret name, over ADS
+	Provider string // certificate provider instance, as grpc-go has them in its bootstrap
+	Files    *CertFiles
+}
+
+// CertFiles names PEM files, for static configuration.
+type CertFiles struct{ Cert, Key, CA string }
+
+// TLSParams are common to both sides.
+type TLSParams struct {
+	Certificate CertSource
+	Trust       CertSource // zero on the downstream side: client certificates are not checked
+	// PeerSANs: the peer's SPIFFE id (URI SAN) must match one of these; empty
+	// means that any peer that Trust vouches for is accepted.
+	PeerSANs []StringMatch
+	ALPN     []string
+	// MinVersion and MaxVersion are "", "1.2" or "1.3"; "" = 1.3.
+	MinVersion, MaxVersion string
+}
+
+// DownstreamTLS terminates TLS on a filter chain.
+type DownstreamTLS struct {
+	TLSParams
+	RequireClientCert bool
+}
+
+// UpstreamTLS opens TLS to a cluster's endpoints.
+type UpstreamTLS struct {
+	TLSParams
+	SNI string
+}
+
+// Fixed SDS names.
+const (
+	SecretIdentity = "default" // the workload's own SVID
+	SecretTrust    = "ROOTCA"  // the trust bundles
+)
+
+// Secret is envoy.extensions.transport_sockets.tls.v3.Secret. Exactly one of
+// the two forms is set. The private key is redacted wherever a secret is shown.
+type Secret struct {
+	Name     string
+	TrustPEM []TrustBundle // validation context
+	ChainPEM []byte        // tls_certificate, for foreign clients only
+	KeyPEM   []byte
+}
+
+// TrustBundle is the roots of one trust domain. An unnamed bundle (from a
+// foreign control plane) vouches for every trust domain.
+type TrustBundle struct {
+	TrustDomain string
+	RootsPEM    []byte
+}
+
+func (*Secret) ResourceType() Type     { return TypeSecret }
+func (s *Secret) ResourceName() string { return s.Name }
