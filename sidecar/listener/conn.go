@@ -84,8 +84,8 @@ type Chain struct {
 	Resource *resource.FilterChain
 	Handler  Handler
 	// Trust gives the roots that client certificates are checked against; it is
-	// asked at each handshake. Nil or a nil set refuses every handshake of a
-	// chain with TLS.
+	// asked at each handshake, and an empty set refuses every one. Nil: the
+	// identity's own bundles.
 	Trust func() *x509bundle.Set
 	// PeerAllowed says whether a verified peer is one that the chain takes
 	// (match_typed_subject_alt_names); nil: every verified peer.

@@ -68,7 +68,7 @@ func readHello(raw netio.Conn, r *recorder, l Limits) (*hello, error) {
 	}
 	r.again = len(r.taken)
 	var h *hello
-	err := tls.Server(r, &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
+	_ = tls.Server(r, &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
 		h = &hello{serverName: strings.ToLower(i.ServerName), alpn: append([]string(nil), i.SupportedProtos...)}
 		return nil, errHelloSeen
 	}}).Handshake()
