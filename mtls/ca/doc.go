@@ -1,14 +1,18 @@
-// Package ca is parrel's built-in certificate authority.
+// Package ca is parrel's built-in certificate authority: the issuer of small
+// meshes and of the demo, and always the issuer of the control plane's own
+// certificate and of join tokens.
 //
-// The surface (being filled in):
+// Owns: the root key and its rotation, leaves, join tokens and the record of
+// used ones. Does not know: gRPC, xDS, who asks.
 //
-//	func Open(dir string, c Config) (*CA, error) // Config{TrustDomain spiffeid.TrustDomain, LeafTTL, RootTTL, Now, Log, Used UsedTokens}
-//	func (*CA) TrustDomain() / Roots(ctx) / Sign(ctx, mtls.Request)   // mtls.Issuer
-//	func (*CA) RootKeyHash() ([32]byte, error)
-//	func (*CA) ControlPlaneCert(ctx, dns []string, ips []netip.Addr) (*ControlPlane, error) // a mtls.Source; Run(ctx) renews it
-//	func (*CA) Rotate(ctx, overlap time.Duration) error
-//	func (*CA) Mint(TokenSpec) (string, error)  // TokenSpec{Services []string, Namespace, Partition, Datacenter, TTL, TrustDomain}
-//	func (*CA) Redeem(ctx, Redemption) (spiffeid.ID, error) // Redemption{Token, Service string, CSR *x509.CertificateRequest}
-//	// by is a digest of the key that redeems: the same key may ask again after a lost answer.
-//	type UsedTokens interface { Use(ctx context.Context, id, by string, expiry time.Time) (first bool, err error) }
+// Entry points: [Open], [CA.Sign] (an [mtls.Issuer]), [CA.ControlPlaneCert],
+// [CA.Mint], [CA.Redeem], [CA.Rotate].
+//
+// Invariants: the whole CA is one file that changes by one rename under a
+// lock, so that no crash leaves half of it and several control planes share
+// it; of a CSR nothing counts but the key; the control plane's identity is
+// signed for nobody else; a token is used once for each service it names, by
+// one key.
+//
+// Read TestOpen and TestRotate first.
 package ca
