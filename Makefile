@@ -1,0 +1,73 @@
+# parrel. `make help` lists the targets.
+SHELL := /bin/bash
+GO ?= go
+BIN := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+PKGS ?= ./...
+
+.PHONY: help build consul demo test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench gen gen-check presubmit clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
+
+build: ## bin/parrel
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/parrel ./cmd/parrel
+
+demo: build ## build and run the demo mesh on loopback: no Consul, no Docker, no root
+	$(BIN)/parrel demo
+
+consul: $(BIN)/consul ## Consul's server, for the tests and the demo with --consul
+
+# Consul is a tool in a module of its own: it is run, never linked.
+$(BIN)/consul: test/tools/consul/go.mod test/tools/consul/go.sum
+	@mkdir -p $(BIN)
+	cd test/tools/consul && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ github.com/hashicorp/consul
+	@touch $@
+
+test: build consul lint ## everything that has to pass; installs and builds what it needs
+	$(GO) run ./test/run $(PKGS)
+
+test-short: ## unit tests only, without Consul and without whole meshes
+	$(GO) test -short $(PKGS)
+
+race: ## unit tests with the race detector
+	CGO_ENABLED=1 $(GO) test -race -short $(PKGS)
+
+lint: ## gofmt, go vet and staticcheck
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt needed: $$bad"; exit 1; }
+	$(GO) vet ./...
+	cd test/tools/lint && $(GO) build -o $(CURDIR)/$(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
+	$(BIN)/staticcheck ./...
+
+gen: ## rewrite generated files
+	$(GO) generate ./...
+
+gen-check: gen ## fail when a generated file is not up to date
+	git diff --exit-code
+
+fuzz: ## every fuzz target for FUZZTIME (default 60s) each
+	$(GO) run ./test/fuzz $(or $(FUZZTIME),60s)
+
+e2e: build consul ## whole meshes on a real Consul
+	$(GO) run ./test/run ./test/e2e/...
+
+sim: ## whole meshes in virtual time
+	$(GO) run ./test/run ./test/sim/...
+
+conformance: build ## outside clients, unmodified
+	$(GO) run ./test/run ./test/conformance/...
+
+bench-propagation: build consul ## registration to endpoint in use; bytes of one change
+	$(GO) run ./test/bench/propagation
+
+bench-footprint: build ## memory and start of an idle sidecar
+	$(GO) run ./test/bench/footprint
+
+bench: bench-propagation bench-footprint ## all benchmarks
+
+presubmit: test race gen-check ## before a change is proposed
+
+clean: ## remove what was built
+	rm -rf $(BIN)
