@@ -196,8 +196,11 @@ func (b *sub) accept(it item) {
 	var d uint64
 	if it.c != nil {
 		d = it.c.digest
-		h.refused, h.reason, h.resent, h.good = "", "", false, nil
+		h.good = nil
 		delete(b.refusedNow, h.name)
+		if h.refused == it.c.version { // the client takes it now
+			h.refused, h.reason, h.resent = "", "", false
+		}
 	}
 	b.acked += d - h.acked
 	h.acked = d
