@@ -16,7 +16,6 @@ import (
 	"github.com/parrel-mesh/parrel/mtls/remote"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/compile"
-	"github.com/parrel-mesh/parrel/sidecar/l4"
 	"github.com/parrel-mesh/parrel/sidecar/l7"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/xds/client"
@@ -148,12 +147,7 @@ func (w *workload) httpEngine(h compile.HTTP) (listener.Handler, error) {
 }
 
 func (w *workload) tcpEngine(t compile.TCP) (listener.Handler, error) {
-	source, destination := w.ends(t.Listener)
-	return l4.New(l4.Config{
-		Proxy: t.Proxy, Inbound: t.Listener.Direction == resource.Inbound,
-		Source: source.Name, Destination: destination.Name,
-		Clusters: func(name string) (l4.Cluster, bool) { return w.cluster(name) },
-	}, l4.Deps{Recorder: w.record, Log: w.log, Now: w.deps.Now, Rand: w.deps.Rand})
+	return nil, errors.New("tcp_proxy: this build has no engine for it")
 }
 
 func (w *workload) cluster(name string) (*cluster.Cluster, bool) {
