@@ -99,8 +99,8 @@ func (w *workload) dialAny(ctx context.Context, _ string) (net.Conn, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (w *workload) clusterDeps() cluster.Deps {
-	return cluster.Deps{Net: w.deps.Net, Identity: w.identitySource(), Log: w.log, Rand: w.deps.Rand, Now: w.deps.Now}
+func (w *workload) clusterDeps(id mtls.Source) cluster.Deps {
+	return cluster.Deps{Net: w.deps.Net, Identity: id, Log: w.log, Rand: w.deps.Rand, Now: w.deps.Now}
 }
 
 func (w *workload) compileDeps() compile.Deps {

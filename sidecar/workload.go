@@ -121,10 +121,11 @@ func (w *workload) build(ctx, leave context.Context, left func(), g *group) erro
 	if err := w.registration.prepare(find); err != nil {
 		w.log.Error("sidecar: cannot open the port that peers dial; is another process using it?", telemetry.KeyError, err.Error())
 	}
-	p := &parts{place: at, clusters: cluster.NewManager(w.clusterDeps())}
+	p := &parts{place: at}
 	if p.identity, err = w.newIdentity(at); err != nil {
 		return err
 	}
+	p.clusters = cluster.NewManager(w.clusterDeps(p.identity))
 	p.warmer = warm.New(warm.Config{Publish: w.publish(ctx), Subscriber: subscriber{p}, Log: w.log})
 	if p.source, err = w.newSource(at, p); err != nil {
 		return err
@@ -290,7 +291,7 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 	return func(ctx context.Context) error {
 		var wg sync.WaitGroup
 		defer wg.Wait()
-		wg.Go(func() { _ = mtls.WatchLife(ctx, mtls.WatchConfig{Source: p.identity, Log: w.log, Now: w.deps.Now}) })
+		//wg.Go(func() { _ = mtls.WatchLife(ctx, mtls.WatchConfig{Source: p.identity, Log: w.log, Now: w.deps.Now}) })
 		for {
 			changed := p.identity.Changed()
 			if svid := p.identity.Current().SVID; svid != nil && len(svid.Certificates) > 0 {
