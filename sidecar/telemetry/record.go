@@ -3,6 +3,8 @@ package telemetry
 import (
 	"net/netip"
 	"time"
+
+	"github.com/parrel-mesh/parrel/sidecar/stream"
 )
 
 // Record is what is known at the end of one request or of one opaque
@@ -27,6 +29,10 @@ type Record struct {
 	DestinationPrincipal string
 	SourceService        string
 	DestinationService   string
+	// Further facts of the far side, "" where unknown.
+	SourceVersion, DestinationVersion       string
+	SourceNamespace, DestinationNamespace   string
+	SourceDatacenter, DestinationDatacenter string
 
 	// Protocol is "tcp", "http" or "grpc"; the HTTP fields are empty for tcp.
 	Protocol   string
@@ -39,6 +45,17 @@ type Record struct {
 	Status     int
 	GRPCStatus int  // -1: none
 	TLS        bool // the mesh side was mTLS
+
+	// Request, Response and Trailer are the heads' fields for access logs that
+	// name them; nil where there are none. Not to be retained.
+	Request, Response, Trailer stream.Header
+	// RequestEnd and FirstByte are the times from Start to the end of the
+	// request and to the response's head; 0 where they did not come.
+	RequestEnd, FirstByte time.Duration
+	// ShadowPolicy is the shadow rule that would have decided otherwise; ""
+	// where shadow and enforcement agree. ShadowDenied says what it would be.
+	ShadowPolicy string
+	ShadowDenied bool
 
 	BytesIn, BytesOut int64 // request and response body, or bytes from and to the client
 	Attempts          int
