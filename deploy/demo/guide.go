@@ -169,4 +169,3 @@ func Add(ctx context.Context, dir, service string) (string, error) {
 	}
 	return string(b), nil
 }
-
