@@ -3,8 +3,14 @@
 // process that blocks durably under testing/synctest, with latency, partitions
 // and resets under the test's control.
 //
-// Owns: Net, Conn, Listener and their two implementations, Copy.
-// Does not know: protocols, TLS, configuration.
+// Owns: Net, Conn, Listener and their two implementations, [Copy], [TLS].
+// Does not know: protocols, identities, configuration.
+//
+// Invariants: what the conformance test holds true of one implementation it
+// holds true of the other; a connection whose peer is dead fails within 30 s,
+// whether it is idle (keep-alive) or has unacknowledged data (user time-out).
+//
+// Read conformance_test.go first.
 package netio
 
 import (
@@ -21,7 +27,9 @@ type Net interface {
 	ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error)
 }
 
-// Listener accepts Conns.
+// Listener accepts Conns. A failure of Accept that passes by itself (no file
+// descriptors left, a connection reset before it was accepted) is waited out
+// inside Accept; an error from it is final.
 type Listener interface {
 	net.Listener // Accept returns a Conn
 	AcceptConn() (Conn, error)
@@ -38,6 +46,7 @@ type Conn interface {
 	// Reset closes the connection with an RST.
 	Reset() error
 	// WaitReadable blocks until a Read would not, without holding a buffer.
+	// The read deadline bounds it.
 	WaitReadable() error
 	// Raw gives the kernel socket, ok false where there is none.
 	Raw() (rc syscall.RawConn, ok bool)

@@ -1,0 +1,210 @@
+package netio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+)
+
+// How a dead peer is found on a TCP connection: an idle one by probes from 10 s
+// on, every 5 s, given up after 3; one with unacknowledged data by
+// TCP_USER_TIMEOUT. Both stay below 30 s.
+const (
+	keepAliveIdle     = 10 * time.Second
+	keepAliveInterval = 5 * time.Second
+	keepAliveCount    = 3
+	userTimeout       = 20 * time.Second
+)
+
+// Back-off of Accept while the process is out of file descriptors or memory.
+const (
+	acceptBackoffMin = 5 * time.Millisecond
+	acceptBackoffMax = time.Second
+)
+
+// OS is the kernel's network. The zero value is usable.
+type OS struct{}
+
+var _ Net = OS{}
+
+var keepAlive = net.KeepAliveConfig{
+	Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
+}
+
+// Listen opens a listening socket. Its address may be taken over at once after
+// a restart (SO_REUSEADDR, which package net sets); a stale Unix socket on which
+// nobody listens is replaced.
+func (OS) Listen(ctx context.Context, network, address string) (Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	if network == "unix" {
+		removeStale(ctx, address)
+	}
+	l, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("netio: listen %s %s: %w", network, address, err)
+	}
+	return &osListener{Listener: l, done: make(chan struct{})}, nil
+}
+
+// removeStale removes a Unix socket that no process listens on any more.
+func removeStale(ctx context.Context, path string) {
+	if st, err := os.Stat(path); err != nil || st.Mode()&os.ModeSocket == 0 {
+		return
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		c.Close() // somebody listens: let Listen fail with "address already in use"
+		return
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		os.Remove(path)
+	}
+}
+
+// Dial connects. ctx bounds only the connecting.
+func (OS) Dial(ctx context.Context, network, address string) (Conn, error) {
+	d := net.Dialer{KeepAliveConfig: keepAlive}
+	c, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("netio: %w", err)
+	}
+	return wrap(c)
+}
+
+// ListenPacket opens a datagram socket.
+func (OS) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	var lc net.ListenConfig
+	c, err := lc.ListenPacket(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("netio: listen %s %s: %w", network, address, err)
+	}
+	return c, nil
+}
+
+type osListener struct {
+	net.Listener
+	done chan struct{} // closed by Close
+}
+
+func (l *osListener) Accept() (net.Conn, error) { return l.AcceptConn() }
+
+func (l *osListener) Close() error {
+	err := l.Listener.Close()
+	if err == nil {
+		close(l.done)
+	}
+	return err
+}
+
+func (l *osListener) AcceptConn() (Conn, error) {
+	wait := acceptBackoffMin
+	for {
+		c, err := l.Listener.Accept()
+		if err == nil {
+			conn, err := wrap(c)
+			if err != nil { // reset between accept and setsockopt: not the listener's failure
+				c.Close()
+				continue
+			}
+			return conn, nil
+		}
+		if !passing(err) {
+			return nil, fmt.Errorf("netio: %w", err)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-l.done:
+			t.Stop()
+			return nil, fmt.Errorf("netio: accept %s: %w", l.Addr(), net.ErrClosed)
+		}
+		wait = min(2*wait, acceptBackoffMax)
+	}
+}
+
+// passing says whether a failure of accept(2) passes by itself (accept(2),
+// "Error handling": network errors of the new socket count as EAGAIN).
+func passing(err error) bool {
+	for _, e := range []error{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
+		syscall.ENETDOWN, syscall.EPROTO, syscall.ENOPROTOOPT, syscall.EHOSTDOWN,
+		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EOPNOTSUPP,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// kernelConn is what *net.TCPConn and *net.UnixConn have in common.
+type kernelConn interface {
+	net.Conn
+	CloseWrite() error
+	SyscallConn() (syscall.RawConn, error)
+}
+
+// osConn is a kernel socket.
+type osConn struct {
+	kernelConn
+	rc syscall.RawConn
+}
+
+func wrap(c net.Conn) (Conn, error) {
+	k, ok := c.(kernelConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("netio: %s is not a stream network", c.LocalAddr().Network())
+	}
+	rc, err := k.SyscallConn()
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("netio: %w", err)
+	}
+	if t, ok := k.(*net.TCPConn); ok {
+		setUserTimeout(t, rc)
+	}
+	return &osConn{kernelConn: k, rc: rc}, nil
+}
+
+// setUserTimeout bounds how long sent data may stay unacknowledged. Not on
+// loopback: there the peer cannot vanish without an RST, and TCP_USER_TIMEOUT
+// also ends connections whose reader merely pauses (Linux counts a window that
+// stays shut as unacknowledged).
+func setUserTimeout(t *net.TCPConn, rc syscall.RawConn) {
+	if a, ok := t.RemoteAddr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return
+	}
+	_ = setUserTimeoutFD(rc, userTimeout)
+}
+
+func (c *osConn) Raw() (syscall.RawConn, bool) { return c.rc, true }
+
+func (c *osConn) Reset() error {
+	if t, ok := c.kernelConn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	return c.Close()
+}
+
+func (c *osConn) OriginalDst() (netip.AddrPort, bool) {
+	t, ok := c.kernelConn.(*net.TCPConn)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	local := t.LocalAddr().(*net.TCPAddr).AddrPort()
+	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	dst, ok := originalDst(c.rc, local.Addr().Is4())
+	if !ok || dst == local {
+		return netip.AddrPort{}, false
+	}
+	return dst, true
+}
+
+func (c *osConn) WaitReadable() error { return waitReadable(c.rc) }

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package netio
+
+import (
+	"net/netip"
+	"syscall"
+	"time"
+)
+
+func setUserTimeoutFD(syscall.RawConn, time.Duration) error { return nil }
+
+func originalDst(syscall.RawConn, bool) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
+
+func waitReadable(rc syscall.RawConn) error {
+	first := true
+	return rc.Read(func(uintptr) bool { // called again once the poller says readable
+		ready := !first
+		first = false
+		return ready
+	})
+}
