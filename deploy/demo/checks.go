@@ -256,8 +256,7 @@ func noKeyInDump(ctx context.Context, w *world) error {
 	return nil
 }
 
-// killedInstance kills users-2 while requests go on: none fails, and after the
-// catalogue has noticed none is even tried there.
+// killedInstance kills users-2; once its check has failed, nothing goes there.
 func killedInstance(ctx context.Context, w *world) error {
 	w.apps["users-2"].kill()
 	return w.eventually(ctx, func() error {

@@ -159,7 +159,7 @@ func (w *world) startSidecar(h *host) error {
 	args := []string{"sidecar", "--grpc-addr", w.l.xdsAddr(), "--data-dir", w.l.dataDir(h.name),
 		"--token-file", w.l.tokenFile(h.name), "--admin-bind", fmt.Sprintf("127.0.0.1:%d", h.admin), "--drain-time", "2s"}
 	for _, i := range h.instances {
-		args = append(args, "--sidecar-for", i.id)
+		args = append(args, "--sidecar-for", i.id+"="+i.role)
 	}
 	p, err := w.procs.start("sidecar-"+h.name, w.cfg.Binary, args...)
 	w.sidecars[h.name] = p
