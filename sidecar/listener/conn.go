@@ -10,6 +10,7 @@ import (
 
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/xds/decide"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -83,9 +84,19 @@ type Chain struct {
 	Resource *resource.FilterChain
 	Handler  Handler
 	// Trust gives the roots that client certificates are checked against; it is
-	// asked at each handshake. Nil or a nil set refuses every handshake of a
-	// chain with TLS.
+	// asked at each handshake, and an empty set refuses every one. Nil: the
+	// identity's own bundles.
 	Trust func() *x509bundle.Set
+	// PeerAllowed says whether a verified peer is one that the chain takes
+	// (match_typed_subject_alt_names); nil: every verified peer.
+	PeerAllowed func(spiffeid.ID) error
+	// Authorise are the network RBAC filters: asked, in order, before the
+	// engine sees a byte, and again after each change of configuration.
+	Authorise []*decide.RBAC
+	// Reauthorise are rules of the engine's own filters that depend on the
+	// connection alone: the engine asks them at each request, and here they end
+	// open connections whose peer they no longer allow.
+	Reauthorise []*decide.RBAC
 	// Equal identifies what a connection lives by (everything but the network
 	// RBAC rules): where it changes, connections end after the request in hand.
 	Equal string

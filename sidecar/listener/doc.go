@@ -1,31 +1,18 @@
 // Package listener accepts connections: original destination, sniffing of TLS,
-// the filter chain (by decide.Chain), the TLS handshake with the peer's
-// identity, the network filters (by decide.Authorise), then the engine.
+// the filter chain (by decide.Chains), the TLS handshake with the peer's
+// identity, the network filters (by decide.RBAC), then the engine.
 //
 // Owns: [Set] (the open sockets, changed without closing those that stay),
-// [Conn], drain. Does not know: routing, HTTP.
+// [Conn], re-authorisation of what is open, drain.
+// Does not know: routing, HTTP.
+// Entry point: [NewSet], then [Set.Update] with each snapshot and [Set.Run].
 //
-// The surface that compile and the engines use (signatures are fixed):
+// Invariants: a connection is decided by one configuration, loaded once at
+// accept; the engine sees no byte of a connection that is not authorised; what
+// is refused is refused with a code, in the log and in telemetry; after every
+// Update and Recheck of the live index no connection is open that the present
+// configuration would not allow. The path of a connection takes no
+// configuration lock.
 //
-//	// Handler is an engine: it owns the connection from here and returns when it is over.
-//	type Handler interface { Serve(ctx context.Context, c *Conn) }
-//	// Conn is an accepted connection after TLS and authorisation.
-//	type Conn struct {
-//		netio.Conn                    // plaintext side: TLS is below
-//		Peer        spiffeid.ID       // zero without mTLS
-//		ALPN        string
-//		TLS         bool
-//		ServerName  string
-//		Source, Destination netip.AddrPort
-//		Listener, Chain string
-//		Version     string            // snapshot's version
-//		Draining    func() <-chan struct{} // closed when this connection should end after the work in hand
-//	}
-//	// Config is one listener of a compiled snapshot.
-//	type Config struct { Resource *resource.Listener; Chains map[string]*Chain }  // by FilterChain.Name
-//	type Chain struct { Resource *resource.FilterChain; Handler Handler; Trust func() *x509bundle.Set; Equal string }
-//	func NewSet(Deps) *Set
-//	func (s *Set) Update(version string, configs []Config) []error   // per listener; the others go on
-//	func (s *Set) Drain(ctx) error
-//	func (s *Set) Run(ctx) error
+// Test to read first: TestDenyEndsOpenConnection.
 package listener

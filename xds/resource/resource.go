@@ -1,12 +1,6 @@
 package resource
 
-import (
-	"encoding/json"
-	"fmt"
-	"reflect"
-
-	"github.com/cespare/xxhash/v2"
-)
+import "fmt"
 
 // Type is one of the xDS resource types. Its value is Envoy's v3 type URL.
 type Type string
@@ -64,18 +58,4 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Reason }
 
 func fieldErrorf(field, format string, a ...any) *FieldError {
 	return &FieldError{Field: field, Reason: fmt.Sprintf(format, a...)}
-}
-
-// Equal says whether two resources are the same configuration.
-func Equal(a, b Resource) bool { return reflect.DeepEqual(a, b) }
-
-// Hash is a 64-bit digest of the resource's content, stable between processes
-// of one version of parrel. It is for versions and change detection, not for
-// security.
-func Hash(r Resource) uint64 {
-	b, err := json.Marshal(r)
-	if err != nil { // only plain data is modelled; a failure is a defect of this package
-		panic(fmt.Sprintf("resource: hash of %s %q: %v", r.ResourceType().Short(), r.ResourceName(), err))
-	}
-	return xxhash.Sum64(b)
 }

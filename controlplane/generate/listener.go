@@ -1,0 +1,197 @@
+package generate
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/parrel-mesh/parrel/controlplane/mesh"
+	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/xds/resource"
+)
+
+// PublicListener is the name of the listener that peers dial.
+const PublicListener = "public_listener"
+
+// Names of filters in Envoy's words.
+const (
+	networkRBAC = "envoy.filters.network.rbac"
+	httpRBAC    = "envoy.filters.http.rbac"
+	httpRouter  = "envoy.filters.http.router"
+)
+
+// HTTPALPN is what both sides of a call between sidecars offer.
+func httpALPN() []string { return []string{"h2", "http/1.1"} }
+
+// OutboundListener names the listener of an upstream: NAME:ADDRESS:PORT, or
+// NAME:PATH for a Unix socket.
+func OutboundListener(u mesh.Upstream) string {
+	if u.LocalBindSocketPath != "" {
+		return u.Service.Name + ":" + u.LocalBindSocketPath
+	}
+	return u.Service.Name + ":" + bindAddress(u) + ":" + strconv.Itoa(u.LocalBindPort)
+}
+
+func bindAddress(u mesh.Upstream) string { return cmp.Or(u.LocalBindAddress, "127.0.0.1") }
+
+func listenerNames(m *mesh.Snapshot, w *mesh.Workload) []string {
+	var names []string
+	if _, ok := localApp(m, w); ok {
+		names = append(names, PublicListener)
+	}
+	return appendUpstreams(names, m, w, func(u upstream) (string, bool) { return OutboundListener(u.Upstream), true })
+}
+
+func listener(m *mesh.Snapshot, w *mesh.Workload, name string) (*resource.Listener, bool) {
+	if name == PublicListener {
+		return publicListener(m, w)
+	}
+	u, ok := findUpstream(m, w, func(u upstream) bool { return OutboundListener(u.Upstream) == name })
+	if !ok {
+		return nil, false
+	}
+	return outboundListener(m, w, u), true
+}
+
+// outboundListener serves the application's calls to one upstream.
+func outboundListener(m *mesh.Snapshot, w *mesh.Workload, u upstream) *resource.Listener {
+	p := m.Protocol(u.Service)
+	l := &resource.Listener{
+		Name:      OutboundListener(u.Upstream),
+		Direction: resource.Outbound,
+		Metadata:  metadata(u.Service, p, registration(w)),
+	}
+	if u.LocalBindSocketPath != "" {
+		l.Address.Path = u.LocalBindSocketPath
+	} else {
+		l.Address = resource.Address{Host: listenHost(bindAddress(u.Upstream)), Port: uint16(u.LocalBindPort)}
+	}
+	chain := resource.FilterChain{Name: l.Name}
+	stat := "upstream." + u.Service.Name
+	if p.HTTP() {
+		chain.HTTP = &resource.HTTPManager{
+			StatPrefix: stat,
+			RouteName:  u.clusterName(),
+			Filters:    []resource.HTTPFilter{{Name: httpRouter, Router: &resource.Router{}}},
+			Upgrades:   []string{"websocket"},
+		}
+	} else {
+		chain.TCP = &resource.TCPProxy{StatPrefix: stat, Cluster: u.clusterName()}
+	}
+	l.Chains = []resource.FilterChain{chain}
+	return l
+}
+
+// publicListener takes the mesh's calls to the workload's application. L4
+// intentions stand at the connection, before any protocol: that is where an
+// open connection is authorised again when they change.
+func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, bool) {
+	app, ok := localApp(m, w)
+	if !ok {
+		return nil, false
+	}
+	p := m.Protocol(w.Service)
+	l := &resource.Listener{
+		Name: PublicListener, Direction: resource.Inbound,
+		Address:  publicAddress(w, m),
+		Metadata: metadata(w.Service, p, registration(w)),
+	}
+	l.Metadata[resource.MetaWorkload] = instanceID(w.Instance)
+	chain := resource.FilterChain{
+		Name: PublicListener,
+		TLS: &resource.DownstreamTLS{
+			RequireClientCert: true,
+			TLSParams: resource.TLSParams{
+				Certificate: resource.CertSource{SDS: resource.SecretIdentity},
+				Trust:       resource.CertSource{SDS: resource.SecretTrust},
+			},
+		},
+		Network: []resource.NetworkFilter{{Name: networkRBAC, RBAC: intentions(m, w.Service)}},
+	}
+	if p.HTTP() {
+		chain.TLS.ALPN = httpALPN()
+		chain.HTTP = &resource.HTTPManager{
+			StatPrefix: PublicListener,
+			Route:      inboundRoute(m, w, app),
+			Filters:    []resource.HTTPFilter{{Name: httpRouter, Router: &resource.Router{}}},
+			XFCC:       resource.SanitizeSetXFCC,
+			Upgrades:   []string{"websocket"},
+		}
+	} else {
+		chain.TCP = &resource.TCPProxy{StatPrefix: PublicListener, Cluster: app.name()}
+	}
+	l.Chains = []resource.FilterChain{chain}
+	return l, true
+}
+
+// publicAddress is where the registration says that the proxy is, unless
+// bind_address and bind_port of proxy.config say where it listens.
+func publicAddress(w *mesh.Workload, m *mesh.Snapshot) resource.Address {
+	host, _ := proxyConfig(m, w, "bind_address").(string)
+	return resource.Address{
+		Host: listenHost(cmp.Or(host, w.Instance.Address)),
+		Port: uint16(cmp.Or(integer(proxyConfig(m, w, "bind_port")), w.Instance.Port)),
+	}
+}
+
+// listenHost is an address to listen on: a registration may hold a name, which
+// says where others find it and not which of its own addresses to use.
+func listenHost(host string) string {
+	if host == "localhost" {
+		return "127.0.0.1"
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return "0.0.0.0"
+	}
+	return host
+}
+
+// inboundRoute sends everything to the application. The time-out of a call is
+// the caller's business; here there is none unless the user set one.
+func inboundRoute(m *mesh.Snapshot, w *mesh.Workload, app localCluster) *resource.RouteConfig {
+	timeout := requestTimeout(m, w)
+	return &resource.RouteConfig{
+		Name: PublicListener,
+		VirtualHosts: []resource.VirtualHost{{
+			Name: PublicListener, Domains: []string{"*"},
+			Routes: []resource.Route{{
+				Name:    "default",
+				Match:   resource.RouteMatch{Path: "/"},
+				Forward: &resource.Forward{Cluster: app.name(), Timeout: &timeout},
+			}},
+		}},
+	}
+}
+
+func requestTimeout(m *mesh.Snapshot, w *mesh.Workload) time.Duration {
+	var fromDefaults time.Duration
+	if d, _ := m.ServiceDefaults(w.Service); d != nil {
+		fromDefaults = d.LocalRequestTimeout
+	}
+	return cmp.Or(millis(ownConfig(w, "local_request_timeout_ms")), fromDefaults,
+		millis(defaultsConfig(m, w, "local_request_timeout_ms")))
+}
+
+// registration names the registration that caused a resource.
+func registration(w *mesh.Workload) string {
+	s := "registration " + w.NodeID
+	if o := w.Instance.Origin.Place; o != "" {
+		s += " (" + o + ")"
+	}
+	return s
+}
+
+// entries joins the names of what caused a resource, without empty ones.
+func entries(names ...string) string {
+	return strings.Join(slices.DeleteFunc(names, func(s string) bool { return s == "" }), ", ")
+}
+
+func entryName(e *discovery.ConfigEntry) string {
+	if e == nil {
+		return ""
+	}
+	return mesh.EntryName(e.Key)
+}

@@ -1,0 +1,263 @@
+package discovery
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Guard keeps a catalogue that has lost its memory from emptying the mesh.
+//
+// # Why
+//
+// A catalogue whose leader died, whose snapshot was restored or whose agents
+// were cut off answers, in good faith, that nothing exists. Believing it takes
+// every endpoint away from every caller at once.
+//
+// # Conditions
+//
+// The loss of single instances applies at once. A loss is held, and the
+// service keeps what vanished and is marked Stale, when it would leave a
+// service without any instance or without any proxy, or when within Window
+// more than Share of all instances vanish and there were MinMesh or more. A
+// held loss becomes real when the source has confirmed it Confirmations times
+// by its strongest kind of reading, see [Guard.Confirmed]; it ends at once when
+// an answer brings the instances back.
+//
+// # First start
+//
+// There is nothing to lose: whatever is offered is delivered.
+//
+// # Recovery
+//
+// New instances of a held service are delivered while the vanished ones are
+// kept. Confirmed losses do not count towards Share.
+//
+// A Guard is a state machine without goroutines or clock; its owner calls it
+// from one goroutine.
+type Guard struct {
+	cfg    GuardConfig
+	known  map[ServiceName]*guarded
+	losses []loss
+	total  int // instances in known
+}
+
+// GuardConfig has the numbers of a Guard; zero values are the defaults.
+type GuardConfig struct {
+	MinMesh       int           // 5
+	Share         float64       // 0.5
+	Window        time.Duration // 1s
+	Confirmations int           // 2
+}
+
+type guarded struct {
+	kept      *Service // as delivered last, never with Stale set
+	held      bool
+	collapse  bool // held because the whole mesh shrank
+	confirmed int
+	shown     *Service // what was delivered while held
+}
+
+type loss struct {
+	at time.Time
+	n  int
+}
+
+// NewGuard makes a Guard.
+func NewGuard(cfg GuardConfig) *Guard {
+	cfg.MinMesh = cmp.Or(cfg.MinMesh, 5)
+	cfg.Share = cmp.Or(cfg.Share, 0.5)
+	cfg.Window = cmp.Or(cfg.Window, time.Second)
+	cfg.Confirmations = cmp.Or(cfg.Confirmations, 2)
+	return &Guard{cfg: cfg, known: map[ServiceName]*guarded{}}
+}
+
+// Offer takes what the source says of some services, nil for one that it does
+// not know, and gives what to deliver in Delta.Services.
+func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceName]*Service {
+	lost := 0
+	for name, s := range said {
+		if k := g.known[name]; k != nil && !k.held {
+			lost += len(vanished(k.kept, s))
+		}
+	}
+	collapse := g.collapses(now, lost)
+	out := map[ServiceName]*Service{}
+	for name, s := range said {
+		k := g.known[name]
+		gone := 0
+		if k != nil {
+			gone = len(vanished(k.kept, s))
+		}
+		switch {
+		case k == nil && s == nil:
+		case k != nil && k.held && gone > 0 && (k.collapse || empties(k.kept, s)):
+			g.show(out, name, k, s)
+		case k != nil && !k.held && gone > 0 && (collapse || empties(k.kept, s)):
+			k.held, k.collapse, k.confirmed = true, collapse, 0
+			g.show(out, name, k, s)
+		default:
+			if gone > 0 {
+				g.losses = append(g.losses, loss{now, gone})
+			}
+			g.accept(out, name, s)
+		}
+	}
+	return out
+}
+
+// Confirmed takes one strongest reading of a held service, nil for one that
+// does not exist, and gives what to deliver, as Offer does.
+func (g *Guard) Confirmed(now time.Time, name ServiceName, s *Service) map[ServiceName]*Service {
+	k := g.known[name]
+	if k == nil || !k.held {
+		return g.Offer(now, map[ServiceName]*Service{name: s})
+	}
+	out := map[ServiceName]*Service{}
+	if len(vanished(k.kept, s)) > 0 {
+		k.confirmed++
+		if k.confirmed < g.cfg.Confirmations {
+			g.show(out, name, k, s)
+			return out
+		}
+	}
+	g.accept(out, name, s)
+	return out
+}
+
+// Held lists the services that wait for confirmation, sorted.
+func (g *Guard) Held() []ServiceName {
+	var out []ServiceName
+	for name, k := range g.known {
+		if k.held {
+			out = append(out, name)
+		}
+	}
+	slices.SortFunc(out, ServiceName.Compare)
+	return out
+}
+
+// Collapsed says whether the loss of this held service is part of a collapse
+// of the mesh.
+func (g *Guard) Collapsed(name ServiceName) bool {
+	k := g.known[name]
+	return k != nil && k.held && k.collapse
+}
+
+// Names lists every service that was delivered and is not gone, sorted.
+func (g *Guard) Names() []ServiceName {
+	return slices.SortedFunc(maps.Keys(g.known), ServiceName.Compare)
+}
+
+// Current gives all services as they were delivered last.
+func (g *Guard) Current() map[ServiceName]*Service {
+	out := make(map[ServiceName]*Service, len(g.known))
+	for name, k := range g.known {
+		out[name] = k.kept
+		if k.held {
+			out[name] = k.shown
+		}
+	}
+	return out
+}
+
+// Reason is one sentence about what is held, for Status; "" when nothing is.
+func (g *Guard) Reason() string {
+	held := g.Held()
+	if len(held) == 0 {
+		return ""
+	}
+	for _, name := range held {
+		if g.Collapsed(name) {
+			return fmt.Sprintf("more than %d %% of the mesh vanished from the catalogue within %s: %d services (first %s) are kept until that is confirmed %d times",
+				int(g.cfg.Share*100), g.cfg.Window, len(held), held[0], g.cfg.Confirmations)
+		}
+	}
+	return fmt.Sprintf("the catalogue says that %d services (first %s) have no instances left: they are kept until that is confirmed %d times",
+		len(held), held[0], g.cfg.Confirmations)
+}
+
+func (g *Guard) collapses(now time.Time, lost int) bool {
+	g.losses = slices.DeleteFunc(g.losses, func(l loss) bool { return now.Sub(l.at) >= g.cfg.Window })
+	recent := 0
+	for _, l := range g.losses {
+		recent += l.n
+	}
+	before := g.total + recent
+	return lost > 0 && before >= g.cfg.MinMesh && float64(recent+lost) > g.cfg.Share*float64(before)
+}
+
+func (g *Guard) accept(out map[ServiceName]*Service, name ServiceName, s *Service) {
+	if k := g.known[name]; k != nil {
+		g.total -= len(members(k.kept))
+	}
+	out[name] = s
+	if s == nil {
+		delete(g.known, name)
+		return
+	}
+	g.known[name] = &guarded{kept: s}
+	g.total += len(members(s))
+}
+
+// show delivers a held service: what the answer has, and what vanished from it.
+func (g *Guard) show(out map[ServiceName]*Service, name ServiceName, k *guarded, s *Service) {
+	if s == nil {
+		s = &Service{Name: name, Index: k.kept.Index}
+	}
+	// A new instance of a held service is known from now on, so that it cannot
+	// vanish unnoticed.
+	g.total -= len(members(k.kept))
+	k.kept = &Service{Name: name, Index: s.Index, Instances: merge(s.Instances, k.kept.Instances), Proxies: merge(s.Proxies, k.kept.Proxies)}
+	g.total += len(members(k.kept))
+	shown := *k.kept
+	shown.Stale = true
+	k.shown = &shown
+	out[name] = k.shown
+}
+
+type memberKey struct{ node, id string }
+
+func members(s *Service) map[memberKey]bool {
+	out := map[memberKey]bool{}
+	if s != nil {
+		for _, l := range [][]*Instance{s.Instances, s.Proxies} {
+			for _, in := range l {
+				out[memberKey{in.Node, in.ID}] = true
+			}
+		}
+	}
+	return out
+}
+
+func vanished(old, now *Service) []memberKey {
+	there := members(now)
+	var out []memberKey
+	for k := range members(old) {
+		if !there[k] {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// empties says whether a list that had members has none any more.
+func empties(old, now *Service) bool {
+	if now == nil {
+		now = &Service{}
+	}
+	return len(old.Instances) > 0 && len(now.Instances) == 0 || len(old.Proxies) > 0 && len(now.Proxies) == 0
+}
+
+func merge(now, old []*Instance) []*Instance {
+	out := slices.Clone(now)
+	for _, o := range old {
+		if !slices.ContainsFunc(now, func(n *Instance) bool { return compareInstances(n, o) == 0 }) {
+			out = append(out, o)
+		}
+	}
+	SortInstances(out)
+	return out
+}
