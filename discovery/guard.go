@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -163,20 +164,15 @@ func (g *Guard) Current() map[ServiceName]*Service {
 	return out
 }
 
-// Reason is one sentence about what is held, for Status; "" when nothing is.
+// Reason is one sentence about a collapse that is held, for Status; "" where
+// there is none. A single service that is held is marked Stale itself.
 func (g *Guard) Reason() string {
-	held := g.Held()
+	held := slices.DeleteFunc(g.Held(), func(n ServiceName) bool { return !g.Collapsed(n) })
 	if len(held) == 0 {
 		return ""
 	}
-	for _, name := range held {
-		if g.Collapsed(name) {
-			return fmt.Sprintf("more than %d %% of the mesh vanished from the catalogue within %s: %d services (first %s) are kept until that is confirmed %d times",
-				int(g.cfg.Share*100), g.cfg.Window, len(held), held[0], g.cfg.Confirmations)
-		}
-	}
-	return fmt.Sprintf("the catalogue says that %d services (first %s) have no instances left: they are kept until that is confirmed %d times",
-		len(held), held[0], g.cfg.Confirmations)
+	return fmt.Sprintf("more than %d %% of the mesh vanished from the catalogue within %s: %d services (first %s) are kept until that is confirmed %d times",
+		int(g.cfg.Share*100), g.cfg.Window, len(held), held[0], g.cfg.Confirmations)
 }
 
 func (g *Guard) collapses(now time.Time, lost int) bool {
@@ -214,6 +210,9 @@ func (g *Guard) show(out map[ServiceName]*Service, name ServiceName, k *guarded,
 	g.total += len(members(k.kept))
 	shown := *k.kept
 	shown.Stale = true
+	if k.shown != nil && reflect.DeepEqual(k.shown.Instances, shown.Instances) && reflect.DeepEqual(k.shown.Proxies, shown.Proxies) {
+		return // nothing new to tell
+	}
 	k.shown = &shown
 	out[name] = k.shown
 }

@@ -67,7 +67,7 @@ func outboundListener(m *mesh.Snapshot, w *mesh.Workload, u upstream) *resource.
 	if u.LocalBindSocketPath != "" {
 		l.Address.Path = u.LocalBindSocketPath
 	} else {
-		l.Address = resource.Address{Host: listenHost(bindAddress(u.Upstream)), Port: uint16(u.LocalBindPort)}
+		l.Address = resource.Address{Host: listenHost(bindAddress(u.Upstream), "127.0.0.1"), Port: uint16(u.LocalBindPort)}
 	}
 	chain := resource.FilterChain{Name: l.Name}
 	stat := "upstream." + u.Service.Name
@@ -132,19 +132,21 @@ func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 func publicAddress(w *mesh.Workload, m *mesh.Snapshot) resource.Address {
 	host, _ := proxyConfig(m, w, "bind_address").(string)
 	return resource.Address{
-		Host: listenHost(cmp.Or(host, w.Instance.Address)),
+		Host: listenHost(cmp.Or(host, w.Instance.Address), "0.0.0.0"),
 		Port: uint16(cmp.Or(integer(proxyConfig(m, w, "bind_port")), w.Instance.Port)),
 	}
 }
 
-// listenHost is an address to listen on: a registration may hold a name, which
-// says where others find it and not which of its own addresses to use.
-func listenHost(host string) string {
+// listenHost is an address to listen on. A name says where others find us and
+// not which of our own addresses to use: the fallback is taken, which for
+// upstreams is loopback, since whoever reaches that listener speaks as the
+// workload.
+func listenHost(host, fallback string) string {
 	if host == "localhost" {
 		return "127.0.0.1"
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		return "0.0.0.0"
+		return fallback
 	}
 	return host
 }

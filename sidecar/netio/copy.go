@@ -16,6 +16,7 @@ var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
 // moves the bytes (splice(2)); else one pooled buffer of 32 kB is held, and only
 // while there is something to read: an idle connection holds none.
 func Copy(dst, src Conn) (int64, error) {
+	dst, src = unwrap(dst), unwrap(src)
 	d, dok := dst.(*osConn)
 	s, sok := src.(*osConn)
 	if dok && sok {
@@ -61,4 +62,15 @@ func copyOnce(dst, src Conn) (int64, error) {
 		}
 	}
 	return int64(n), err
+}
+
+// unwrap takes counting wrappers off, which have a method Unwrap.
+func unwrap(c Conn) Conn {
+	for {
+		w, ok := c.(interface{ Unwrap() Conn })
+		if !ok {
+			return c
+		}
+		c = w.Unwrap()
+	}
 }

@@ -198,13 +198,21 @@ func (c *osConn) OriginalDst() (netip.AddrPort, bool) {
 	if !ok {
 		return netip.AddrPort{}, false
 	}
-	local := t.LocalAddr().(*net.TCPAddr).AddrPort()
-	local = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	local, remote := addrPort(t.LocalAddr()), addrPort(t.RemoteAddr())
 	dst, ok := originalDst(c.rc, local.Addr().Is4())
-	if !ok || dst == local {
+	if !ok || dst == local || dst == remote { // remote: asked on the dialling side
 		return netip.AddrPort{}, false
 	}
 	return dst, true
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || t == nil {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 func (c *osConn) WaitReadable() error { return waitReadable(c.rc) }

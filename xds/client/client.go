@@ -2,13 +2,22 @@ package client
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/parrel-mesh/parrel/xds/internal/refusal"
 	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/wire"
 )
@@ -57,13 +66,12 @@ type Update struct {
 	Removed  []string
 	Versions map[string]string // of the upserted, by name
 	FromDisk bool
-	// Complete: every name subscribed to of this type has been answered for.
-	Complete bool
 	Warnings []wire.Warning
 }
 
-// Handler takes updates, one at a time, in order. What it was given counts as
-// accepted: it is acknowledged and kept on disk.
+// Handler takes updates, one at a time, in order, on Run's goroutine. What it
+// was given counts as accepted: it is acknowledged after Apply returned, and
+// kept on disk. Apply may call Subscribe; it must not block.
 type Handler interface{ Apply(Update) }
 
 // Status is the client's present state.
@@ -95,13 +103,12 @@ type NACK struct {
 }
 
 // Refused is one refused resource.
-type Refused struct {
-	Type                         resource.Type
-	Name, Version, Field, Reason string
-}
+type Refused = refusal.Refused
 
 // Held is one resource as the client holds it.
 type Held struct {
+	Type           resource.Type
+	Name           string
 	Resource       resource.Resource // last good; nil where none was ever accepted
 	Version        string
 	Updated        time.Time
@@ -131,41 +138,195 @@ type Store interface {
 }
 
 // Client is the ADS client.
-type Client struct{ cfg Config }
+type Client struct {
+	cfg     Config
+	changed chan struct{} // capacity 1: subscriptions changed
+	save    chan struct{} // capacity 1: the set changed
 
-// New makes a Client.
+	mu     sync.Mutex // guards all below
+	types  map[resource.Type]*typeState
+	status Status
+}
+
+// typeState is one type, over all streams. Guarded by Client.mu.
+type typeState struct {
+	typ        resource.Type
+	wildcard   bool
+	subscribed bool                // Subscribe was called
+	want       map[string]struct{} // of a named type
+	held       map[string]*held
+	version    string // SotW: of the last accepted response
+	updated    time.Time
+	acks       uint64
+	nacks      uint64
+	lastNACK   *NACK
+}
+
+// held is one resource: the last good version, and the refusal of a newer one.
+type held struct {
+	res     resource.Resource // nil: none was ever accepted
+	any     []byte
+	version string
+	updated time.Time
+	refused *Refused
+}
+
+// New makes a Client. Config.Node.ID, Dial and Handler must be set.
 func New(c Config) (*Client, error) {
-	if c.Handler == nil || c.Dial == nil {
-		return nil, errors.New("client: Config needs Dial and Handler")
+	switch {
+	case c.Node.ID == "":
+		return nil, errors.New("client: Config.Node.ID is empty; set it to the proxy's service id")
+	case c.Dial == nil:
+		return nil, errors.New("client: Config.Dial is nil; the client needs a way to the control plane")
+	case c.Handler == nil:
+		return nil, errors.New("client: Config.Handler is nil; nobody would take the configuration")
 	}
-	return &Client{cfg: c}, nil
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Uint64
+	}
+	if c.Decode == nil {
+		c.Decode = wire.Decode
+	}
+	if c.SaveDelay <= 0 {
+		c.SaveDelay = time.Second
+	}
+	c.Backoff = c.Backoff.withDefaults()
+	cl := &Client{
+		cfg: c, changed: make(chan struct{}, 1), save: make(chan struct{}, 1),
+		types: map[resource.Type]*typeState{}, status: Status{Since: time.Now()},
+	}
+	for _, t := range resource.Types() {
+		cl.types[t] = &typeState{
+			typ: t, wildcard: t == resource.TypeListener || t == resource.TypeCluster,
+			want: map[string]struct{}{}, held: map[string]*held{},
+		}
+	}
+	return cl, nil
+}
+
+func (b Backoff) withDefaults() Backoff {
+	if b.Min <= 0 {
+		b.Min = 200 * time.Millisecond
+	}
+	if b.Max <= 0 {
+		b.Max = 30 * time.Second
+	}
+	b.Max = max(b.Max, b.Min)
+	if b.Reset <= 0 {
+		b.Reset = 10 * time.Second
+	}
+	return b
+}
+
+// pause before attempt n (from 0).
+func (b Backoff) pause(n int, draw uint64) time.Duration {
+	d := b.Max
+	if n < 62 && b.Min <= b.Max>>n {
+		d = b.Min << n
+	}
+	half := d / 2
+	return half + time.Duration(draw%uint64(d-half+1))
 }
 
 // Subscribe names all that is wanted of RDS, EDS or SDS; it replaces what was
-// wanted before. LDS and CDS are wildcard. Never blocks; may be called from
+// wanted before, and what is no longer wanted is forgotten. LDS and CDS are
+// wildcard: calls for them change nothing. Never blocks; may be called from
 // Handler.Apply.
-func (c *Client) Subscribe(t resource.Type, names []string) {}
-
-// Run keeps a stream open until ctx ends.
-func (c *Client) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-
-// Status is the present state.
-func (c *Client) Status() Status { return Status{} }
-
-// Held lists what is held, in make-before-break order, then by name.
-func (c *Client) Held() []Held { return nil }
-
-// DialOptions are the gRPC options by which a silent, half-dead connection is
-// noticed within 40 s.
-func DialOptions() []grpc.DialOption { return nil }
-
-// FileOptions are of NewFileStore. Zero fields take the defaults.
-type FileOptions struct {
-	NodeID string           // refuse a file of another node; "": any
-	MaxAge time.Duration    // refuse an older file; 0: 30 days
-	Now    func() time.Time // nil: time.Now
+func (c *Client) Subscribe(t resource.Type, names []string) {
+	c.mu.Lock()
+	ts := c.types[t]
+	if ts == nil || ts.wildcard {
+		c.mu.Unlock()
+		return
+	}
+	want := make(map[string]struct{}, len(names))
+	for _, n := range names {
+		want[n] = struct{}{}
+	}
+	same := ts.subscribed && maps.Equal(want, ts.want)
+	ts.want, ts.subscribed = want, true
+	forgot := false
+	for n := range ts.held {
+		if _, ok := want[n]; !ok {
+			delete(ts.held, n)
+			forgot = true
+		}
+	}
+	c.mu.Unlock()
+	if !same {
+		signal(c.changed)
+	}
+	if forgot {
+		signal(c.save)
+	}
 }
 
-// NewFileStore keeps the set in one file, checksummed, replaced by atomic
-// rename, 0600, with the previous generation beside it.
-func NewFileStore(path string, o FileOptions) Store { return nil }
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Status is the present state.
+func (c *Client) Status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.status
+	s.Types = nil
+	for _, t := range resource.Types() {
+		ts := c.types[t]
+		x := TypeStatus{
+			Type: t, Versions: map[string]string{}, Subscribed: len(ts.want), Updated: ts.updated,
+			ACKs: ts.acks, NACKs: ts.nacks, LastNACK: ts.lastNACK,
+		}
+		if ts.wildcard {
+			x.Subscribed = -1
+		}
+		for n, h := range ts.held {
+			if h.res != nil {
+				x.Versions[n] = h.version
+			}
+		}
+		s.Types = append(s.Types, x)
+	}
+	return s
+}
+
+// Held lists what is held, in make-before-break order of types, then by name.
+func (c *Client) Held() []Held {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []Held
+	for _, t := range resource.Types() {
+		ts := c.types[t]
+		for _, n := range slices.Sorted(maps.Keys(ts.held)) {
+			h := ts.held[n]
+			x := Held{Type: t, Name: n, Resource: h.res, Version: h.version, Updated: h.updated}
+			if h.refused != nil {
+				x.Refused, x.RefusedVersion = h.refused.String(), h.refused.Version
+			}
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// DialOptions are the gRPC options by which a silent, half-dead connection is
+// noticed within 30 s, and by which a response of any size is read.
+func DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(256 << 20)),
+		grpc.WithDisableServiceConfig(),
+	}
+}
+
+func contentVersion(b []byte) string {
+	h := xxhash.New()
+	_, _ = h.Write(b)
+	return hex.EncodeToString(h.Sum(nil))
+}

@@ -3,13 +3,20 @@ package server
 import (
 	"context"
 	"log/slog"
+	"strings"
+	"sync"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parrel-mesh/parrel/xds/resource"
+	"github.com/parrel-mesh/parrel/xds/wire"
 )
 
 // Dialect is the kind of client at the other end of a stream: resources may
@@ -22,6 +29,21 @@ const (
 	Envoy
 	GRPC
 )
+
+func (d Dialect) String() string {
+	return [...]string{"parrel", "envoy", "grpc"}[d%3]
+}
+
+// dialectOf reads node.user_agent_name; who does not say is taken for Envoy.
+func dialectOf(userAgent string) Dialect {
+	switch ua := strings.ToLower(userAgent); {
+	case strings.HasPrefix(ua, "parrel"):
+		return Parrel
+	case strings.HasPrefix(ua, "grpc"):
+		return GRPC
+	}
+	return Envoy
+}
 
 // Workload is whom a stream serves.
 type Workload struct {
@@ -140,5 +162,117 @@ type Metrics struct {
 	Private       int               // private resources held
 }
 
-// ServiceRegistrar is where Register puts the service.
-var _ grpc.ServiceRegistrar = (*grpc.Server)(nil)
+func (l Limits) withDefaults() Limits {
+	if l.AckTimeout <= 0 {
+		l.AckTimeout = 30 * time.Second
+	}
+	if l.FirstRequest <= 0 {
+		l.FirstRequest = 10 * time.Second
+	}
+	if l.ResponseBytes <= 0 {
+		l.ResponseBytes = 1 << 20
+	}
+	if l.Names <= 0 {
+		l.Names = 50_000
+	}
+	if l.StreamsPerNode <= 0 {
+		l.StreamsPerNode = 16
+	}
+	return l
+}
+
+// Server is the xDS server. Safe for concurrent use.
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+
+	cfg Config // read-only after New
+
+	changing sync.Mutex // one Changed at a time; never held together with a wait on a stream
+	wg       sync.WaitGroup
+
+	mu        sync.Mutex // guards all below, and what streams and entries say is guarded by it
+	closed    bool
+	lastID    int64
+	epoch     uint64 // number of changes so far
+	streams   map[int64]*stream
+	nodes     map[string]map[int64]*stream // by node id
+	shared    map[entryKey]*entry
+	private   map[entryKey]*entry
+	missing   map[Key]map[*hold]struct{} // subscribed to, but not there for that workload
+	onConnect func(Workload, bool)
+	m         Metrics
+}
+
+// New makes a Server. Config.Authoriser and Config.Provider must be set.
+func New(c Config) *Server {
+	c.Limits = c.Limits.withDefaults()
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Peer == nil {
+		c.Peer = PeerFromTLS
+	}
+	if c.Encode == nil {
+		c.Encode = wire.Encode
+	}
+	return &Server{
+		cfg:     c,
+		streams: map[int64]*stream{},
+		nodes:   map[string]map[int64]*stream{},
+		shared:  map[entryKey]*entry{},
+		private: map[entryKey]*entry{},
+		missing: map[Key]map[*hold]struct{}{},
+		m: Metrics{
+			StreamsClosed: map[string]uint64{},
+			Responses:     map[string]uint64{},
+			Bytes:         map[string]uint64{},
+			ACKs:          map[string]uint64{},
+			NACKs:         map[string]uint64{},
+		},
+	}
+}
+
+// Register adds the aggregated discovery service, delta and state of the world.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
+
+// ServerOptions are the gRPC options that the server's limits rely on: a dead
+// connection is noticed within 40 s, a client may ping every 10 s, a request is
+// at most 4 MiB.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.MaxRecvMsgSize(4 << 20),
+		grpc.MaxConcurrentStreams(100),
+	}
+}
+
+// OnConnect sets what is called when a workload came (true: its first stream
+// was authorised) or went (false: its last one ended). Called without locks,
+// from the stream's goroutine; it must not block. Set it before serving.
+func (s *Server) OnConnect(f func(Workload, bool)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onConnect = f
+}
+
+// Close ends all streams with UNAVAILABLE and waits until they are gone. The
+// gRPC server stays up and refuses new ones.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	open := make([]*stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		open = append(open, st)
+	}
+	s.mu.Unlock()
+	for _, st := range open {
+		st.fail("shutdown", status.Error(codes.Unavailable, "xds/server: the control plane is going down; connect to another, or again"))
+	}
+	s.wg.Wait()
+}

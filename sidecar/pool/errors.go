@@ -1,0 +1,108 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/parrel-mesh/parrel/mtls"
+)
+
+// Kind is what went wrong with an endpoint.
+type Kind uint8
+
+const (
+	Connect        Kind = iota + 1 // refused, unreachable, reset while connecting
+	ConnectTimeout                 // neither yes nor no within the connect time-out
+	TLS                            // handshake failed or the peer is not who it should be
+	NoIdentity                     // our own certificate cannot be used
+	Refused                        // HTTP/2 refused the stream: it was not processed (RFC 9113, 8.7)
+	Reset                          // the stream or connection ended before a response head
+	Protocol                       // what came back is not the protocol
+	Overflow                       // no room for another connection
+	Cancelled                      // the caller's context ended
+	Gone                           // the pool takes no more requests
+)
+
+// Error is why a request or a connection failed at one endpoint.
+type Error struct {
+	Kind   Kind
+	Detail string
+	Reason mtls.Reason // of TLS and NoIdentity, "" where only the other side knows
+	// Sent says that some of the request may have reached the endpoint.
+	Sent bool
+	Err  error
+}
+
+func (e *Error) Error() string { return "pool: " + e.Detail }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// connectError types a failed dial. ctx is the caller's, dctx the one with the
+// time-out.
+func connectError(ctx, dctx context.Context, err error, limit time.Duration) *Error {
+	var ne net.Error
+	switch {
+	case ctx.Err() != nil:
+		return cancelled(ctx, err)
+	case dctx.Err() != nil:
+		return &Error{Kind: ConnectTimeout, Err: err, Detail: fmt.Sprintf("no connection within %s", limit)}
+	case errors.As(err, &ne) && ne.Timeout():
+		return &Error{Kind: ConnectTimeout, Err: err, Detail: err.Error()}
+	}
+	return &Error{Kind: Connect, Err: err, Detail: err.Error()}
+}
+
+// handshakeError types a failed TLS handshake.
+func handshakeError(ctx, hctx context.Context, err error, limit time.Duration) *Error {
+	reason, known := mtls.ReasonOf(err)
+	var own *mtls.IdentityError
+	switch {
+	case errors.As(err, &own):
+		return &Error{Kind: NoIdentity, Reason: reason, Err: err, Detail: err.Error()}
+	case known:
+		return &Error{Kind: TLS, Reason: reason, Err: err, Detail: err.Error()}
+	case ctx.Err() != nil:
+		return cancelled(ctx, err)
+	case hctx.Err() != nil:
+		return &Error{Kind: ConnectTimeout, Err: err, Detail: fmt.Sprintf("no TLS handshake within %s", limit)}
+	}
+	return &Error{Kind: TLS, Err: err, Detail: "TLS handshake: " + err.Error()}
+}
+
+func cancelled(ctx context.Context, err error) *Error {
+	return &Error{Kind: Cancelled, Err: context.Cause(ctx), Detail: fmt.Sprintf("the caller gave up: %v (%v)", context.Cause(ctx), err)}
+}
+
+// asError types what a transport's RoundTrip gave.
+func asError(ctx context.Context, err error) *Error {
+	var pe *Error
+	if errors.As(err, &pe) {
+		return pe
+	}
+	if ctx.Err() != nil {
+		return cancelled(ctx, err)
+	}
+	text := err.Error()
+	var se http2.StreamError
+	switch {
+	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
+		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
+		errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, net.ErrClosed),
+		// net/http's own words for a connection that ended while it was used;
+		// the values behind them are not exported.
+		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "connection lost"),
+		strings.Contains(text, "stream error"), strings.Contains(text, "GOAWAY"),
+		strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
+		return &Error{Kind: Reset, Err: err, Detail: "the connection ended before a response came: " + text}
+	}
+	return &Error{Kind: Protocol, Err: err, Detail: text}
+}
