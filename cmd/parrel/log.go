@@ -21,13 +21,19 @@ func (l *logFlags) bind(cmd *cobra.Command) {
 }
 
 func (l *logFlags) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
+	log, _, err := l.leveled(w)
+	return log, err
+}
+
+// leveled also returns what changes the level while the process runs.
+func (l *logFlags) leveled(w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
+	var level slog.LevelVar
 	if err := level.UnmarshalText([]byte(l.level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: use debug, info, warn or error", l.level)
+		return nil, nil, fmt.Errorf("--log-level %q: use debug, info, warn or error", l.level)
 	}
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: &level}
 	if l.json {
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		return slog.New(slog.NewJSONHandler(w, o)), &level, nil
 	}
-	return slog.New(slog.NewTextHandler(w, o)), nil
+	return slog.New(slog.NewTextHandler(w, o)), &level, nil
 }

@@ -51,3 +51,11 @@ func (o *outputFlag) print(w io.Writer, v any, show func(*table)) error {
 	}
 	return fmt.Errorf("-o %s: no such output; use table, json or yaml", o.format)
 }
+
+// orDash shows that a cell is empty.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-
 )
 
 // check is one thing that `demo --once` proves.
@@ -357,4 +356,3 @@ func memory(_ context.Context, w *world) error {
 	fmt.Fprintf(w.cfg.Out, "      resident: %.0f MB in %d processes\n", mb, len(w.procs.running())+1)
 	return nil
 }
-
