@@ -201,6 +201,7 @@ func BenchmarkEndpointChange(b *testing.B) {
 			mb.Apply(d)
 			name := mb.Current().Local("s5")
 			b.ReportAllocs()
+			b.ResetTimer()
 			for i := range b.N {
 				mb.Apply(discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{name: flip(name, 5, discovery.Health(1+i%2))}})
 			}
