@@ -243,10 +243,22 @@ func precedence(dstNS, dst, srcNS, src string) int {
 	return 3*(exact(dstNS, dst)+1) - 2 + exact(srcNS, src)
 }
 
+// SetPaths lists the populated paths of fields under their API names, in the
+// notation of ConfigEntry.Set, sorted; prefix goes before each.
+func SetPaths(fields map[string]any, prefix string) []string { return setOf(fields, prefix) }
+
 // setOf lists the populated paths of canonical fields.
 func setOf(m map[string]any, prefix string) []string {
 	var out []string
 	for k, v := range m {
+		if opaque, ok := v.(map[string]any); ok && k == "Config" {
+			for own, v := range opaque { // the user's own keys, whatever is below
+				if !isZero(v) {
+					out = append(out, join(prefix, "Config."+own))
+				}
+			}
+			continue
+		}
 		out = append(out, pathsOf(v, join(prefix, k))...)
 	}
 	slices.Sort(out)

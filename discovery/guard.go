@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -56,13 +57,15 @@ type guarded struct {
 	kept      *Service // as delivered last, never with Stale set
 	held      bool
 	collapse  bool // held because the whole mesh shrank
+	since     time.Time
 	confirmed int
 	shown     *Service // what was delivered while held
 }
 
 type loss struct {
-	at time.Time
-	n  int
+	at      time.Time
+	n       int
+	applied bool // not in total any more
 }
 
 // NewGuard makes a Guard.
@@ -96,13 +99,23 @@ func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceN
 		case k != nil && k.held && gone > 0 && (k.collapse || empties(k.kept, s)):
 			g.show(out, name, k, s)
 		case k != nil && !k.held && gone > 0 && (collapse || empties(k.kept, s)):
-			k.held, k.collapse, k.confirmed = true, collapse, 0
+			k.held, k.collapse, k.confirmed, k.since = true, collapse, 0, now
+			g.losses = append(g.losses, loss{at: now, n: gone})
 			g.show(out, name, k, s)
 		default:
 			if gone > 0 {
-				g.losses = append(g.losses, loss{now, gone})
+				g.losses = append(g.losses, loss{at: now, n: gone, applied: true})
 			}
 			g.accept(out, name, s)
+		}
+	}
+	if collapse {
+		// Answers come one service at a time: those that were held a moment ago
+		// for themselves are part of it.
+		for _, k := range g.known {
+			if k.held && now.Sub(k.since) < g.cfg.Window {
+				k.collapse = true
+			}
 		}
 	}
 	return out
@@ -163,29 +176,26 @@ func (g *Guard) Current() map[ServiceName]*Service {
 	return out
 }
 
-// Reason is one sentence about what is held, for Status; "" when nothing is.
+// Reason is one sentence about a collapse that is held, for Status; "" where
+// there is none. A single service that is held is marked Stale itself.
 func (g *Guard) Reason() string {
-	held := g.Held()
+	held := slices.DeleteFunc(g.Held(), func(n ServiceName) bool { return !g.Collapsed(n) })
 	if len(held) == 0 {
 		return ""
 	}
-	for _, name := range held {
-		if g.Collapsed(name) {
-			return fmt.Sprintf("more than %d %% of the mesh vanished from the catalogue within %s: %d services (first %s) are kept until that is confirmed %d times",
-				int(g.cfg.Share*100), g.cfg.Window, len(held), held[0], g.cfg.Confirmations)
-		}
-	}
-	return fmt.Sprintf("the catalogue says that %d services (first %s) have no instances left: they are kept until that is confirmed %d times",
-		len(held), held[0], g.cfg.Confirmations)
+	return fmt.Sprintf("more than %d %% of the mesh vanished from the catalogue within %s: %d services (first %s) are kept until that is confirmed %d times",
+		int(g.cfg.Share*100), g.cfg.Window, len(held), held[0], g.cfg.Confirmations)
 }
 
 func (g *Guard) collapses(now time.Time, lost int) bool {
 	g.losses = slices.DeleteFunc(g.losses, func(l loss) bool { return now.Sub(l.at) >= g.cfg.Window })
-	recent := 0
+	recent, before := 0, g.total
 	for _, l := range g.losses {
 		recent += l.n
+		if l.applied {
+			before += l.n
+		}
 	}
-	before := g.total + recent
 	return lost > 0 && before >= g.cfg.MinMesh && float64(recent+lost) > g.cfg.Share*float64(before)
 }
 
@@ -214,6 +224,9 @@ func (g *Guard) show(out map[ServiceName]*Service, name ServiceName, k *guarded,
 	g.total += len(members(k.kept))
 	shown := *k.kept
 	shown.Stale = true
+	if k.shown != nil && reflect.DeepEqual(k.shown.Instances, shown.Instances) && reflect.DeepEqual(k.shown.Proxies, shown.Proxies) {
+		return // nothing new to tell
+	}
 	k.shown = &shown
 	out[name] = k.shown
 }

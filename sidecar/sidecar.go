@@ -1,0 +1,217 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/xds/resource"
+)
+
+// Sidecar is one process with its workloads.
+type Sidecar struct {
+	cfg       Config
+	deps      Deps
+	metrics   *telemetry.Metrics
+	logs      *telemetry.Logs
+	record    telemetry.Recorder
+	workloads []*workload // by name
+	start     time.Time
+
+	opened   sync.WaitGroup // workloads whose listener sets exist
+	leaving  sync.WaitGroup // workloads that have not told the catalogue that they leave
+	draining atomic.Bool
+	quitOnce sync.Once
+	quit     chan struct{}
+	drains   chan bool // asked for by the admin API: inbound only?
+}
+
+// New checks the configuration and prepares the workloads. Nothing runs, and no
+// socket is open, before Run; the data directory is made.
+func New(c Config, d Deps) (*Sidecar, error) {
+	c.withDefaults()
+	if err := c.validate(&d); err != nil {
+		return nil, err
+	}
+	d.withDefaults()
+	s := &Sidecar{cfg: c, deps: d, start: d.Now(), quit: make(chan struct{}), drains: make(chan bool, 1),
+		metrics: telemetry.NewMetrics(telemetry.MetricsConfig{Version: c.Version, Now: d.Now}),
+		logs:    telemetry.NewLogs(telemetry.LogsConfig{}),
+	}
+	s.record = s.metrics
+	for _, w := range c.Workloads {
+		one, err := newWorkload(s, w)
+		if err != nil {
+			return nil, err
+		}
+		s.workloads = append(s.workloads, one)
+	}
+	slices.SortFunc(s.workloads, func(a, b *workload) int { return strings.Compare(a.cfg.name(), b.cfg.name()) })
+	return s, nil
+}
+
+// Metrics are the process's, for further collectors.
+func (s *Sidecar) Metrics() *telemetry.Metrics { return s.metrics }
+
+// Run serves until ctx ends (or somebody posts /quitquitquit), then leaves in
+// this order: readiness fails; the catalogue is told; inbound connections end
+// after the work in hand, within Config.Drain; outbound ones too; everything
+// else ends. It returns nil after such an end, an error where the process
+// cannot go on.
+func (s *Sidecar) Run(ctx context.Context) error {
+	hard, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+	leave, goNow := context.WithCancel(hard)
+	defer goNow()
+
+	g := newGroup(hard)
+	if err := s.serveHTTP(g); err != nil {
+		g.cancel()
+		return errors.Join(err, g.wait())
+	}
+	g.start("metrics", s.metrics.Run)
+	g.start("access logs", s.logs.Run)
+	s.opened.Add(len(s.workloads))
+	s.leaving.Add(len(s.workloads))
+	for _, w := range s.workloads {
+		g.start("workload "+w.cfg.name(), func(ctx context.Context) error {
+			return w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
+		})
+	}
+	s.opened.Wait()
+	g.start("drains", s.drainWhenAsked)
+	s.untilEnd(ctx, g)
+	s.depart(g.ctx, goNow)
+	g.cancel()
+	return g.wait()
+}
+
+func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
+	select {
+	case <-ctx.Done():
+	case <-s.quit:
+	case <-g.ctx.Done():
+	}
+}
+
+// depart is the soft end; it is skipped where the process cannot go on.
+func (s *Sidecar) depart(ctx context.Context, goNow func()) {
+	s.draining.Store(true)
+	if ctx.Err() != nil {
+		return
+	}
+	s.deps.Log.Info("sidecar: leaving", "drain", s.cfg.Drain.String())
+	goNow()
+	s.leaving.Wait()
+	if s.cfg.Leave > 0 && s.open() > 0 && !sleep(ctx, s.cfg.Leave) {
+		return
+	}
+	limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
+	defer cancel()
+	s.drain(limit, resource.Inbound)
+	s.drain(limit)
+}
+
+// open is the number of connections in all workloads.
+func (s *Sidecar) open() (n int) {
+	for _, w := range s.workloads {
+		n += w.live.Len()
+	}
+	return n
+}
+
+func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, w := range s.workloads {
+		wg.Go(func() {
+			if err := w.listeners.Drain(ctx, directions...); err != nil {
+				w.log.Warn("sidecar: not everything ended in time", telemetry.KeyCode, telemetry.DrainTimeout.String(), telemetry.KeyError, err.Error())
+			}
+		})
+	}
+}
+
+func (s *Sidecar) drainWhenAsked(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case inbound := <-s.drains:
+			s.draining.Store(true)
+			var directions []resource.Direction
+			if inbound {
+				directions = append(directions, resource.Inbound)
+			}
+			limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
+			s.drain(limit, directions...)
+			cancel()
+		}
+	}
+}
+
+// serveHTTP opens the admin and readiness ports.
+func (s *Sidecar) serveHTTP(g *group) error {
+	if s.cfg.Admin != "" {
+		h := admin.Handler(admin.Deps{
+			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
+			Level: s.deps.Level, Now: s.deps.Now, Reopen: s.logs.Reopen, Draining: s.draining.Load,
+			Quit: func() { s.quitOnce.Do(func() { close(s.quit) }) },
+			Drain: func(inbound bool) {
+				select {
+				case s.drains <- inbound:
+				default: // one is waiting already
+				}
+			},
+		})
+		network, address := "tcp", s.cfg.Admin
+		if path, ok := strings.CutPrefix(address, "unix:"); ok {
+			network, address = "unix", path
+		} else if strings.HasPrefix(address, "/") {
+			network = "unix"
+		}
+		if err := s.listenHTTP(g, "admin", network, address, h, "choose another with --admin-bind"); err != nil {
+			return err
+		}
+	}
+	if s.cfg.Ready == "" {
+		return nil
+	}
+	mux := http.NewServeMux()
+	ready := func(w http.ResponseWriter, _ *http.Request) {
+		status, body := admin.Ready(s.readiness(), s.draining.Load())
+		http.Error(w, strings.TrimSuffix(body, "\n"), status)
+	}
+	mux.HandleFunc("GET /ready", ready)
+	mux.HandleFunc("GET /healthz/ready", ready)
+	return s.listenHTTP(g, "readiness", "tcp", s.cfg.Ready, mux, "choose another readiness address")
+}
+
+func (s *Sidecar) listenHTTP(g *group, name, network, address string, h http.Handler, remedy string) error {
+	ln, err := s.deps.Net.Listen(g.ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("sidecar: %s address %s: %w; %s", name, address, err, remedy)
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	g.start(name, func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+		defer stop()
+		if err := srv.Serve(onlyConns{ln}); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+// onlyConns hides what netio's listener can do beyond net.Listener.
+type onlyConns struct{ net.Listener }
