@@ -75,6 +75,9 @@ type Body interface {
 type Request struct {
 	Head RequestHead
 	Body Body // nil: none
+	// Informational, where set, is called with each 1xx head but 101 that comes
+	// before the response, on the goroutine that waits for it.
+	Informational func(h *ResponseHead)
 }
 
 // Response is one response on its way back. For an accepted upgrade Tunnel is

@@ -63,6 +63,7 @@ func (t *Trace) Add(subject string, matched bool, reason string) {
 // Direct and NotFound is the outcome.
 type RouteVerdict struct {
 	VirtualHost string
+	Host        *resource.VirtualHost // nil: no virtual host matched
 	Route       *resource.Route
 	RouteName   string
 	Cluster     string // picked by weight where the route splits

@@ -95,7 +95,7 @@ func (r *Routes) Route(h Head, f *Facts, tr *Trace, out *RouteVerdict) {
 		return
 	}
 	v := &r.hosts[i]
-	out.VirtualHost = v.res.Name
+	out.VirtualHost, out.Host = v.res.Name, v.res
 	path := PathOf(h.Path())
 	n := -1
 	if tr == nil {
