@@ -29,7 +29,7 @@ func TestBytesOfOneEndpointChange(t *testing.T) {
 		for _, x := range []struct {
 			endpoints int
 			max       int
-		}{{1, 300}, {5, 600}, {10, 1000}} {
+		}{{1, 350}, {5, 700}, {10, 1000}} {
 			w.mesh.Set(xdstest.Endpoints("orders.default.dc1", x.endpoints, 1))
 			c.subscribe(resource.TypeEndpoints, "orders.default.dc1")
 			c.expect("EDS +orders.default.dc1")
