@@ -57,13 +57,15 @@ type guarded struct {
 	kept      *Service // as delivered last, never with Stale set
 	held      bool
 	collapse  bool // held because the whole mesh shrank
+	since     time.Time
 	confirmed int
 	shown     *Service // what was delivered while held
 }
 
 type loss struct {
-	at time.Time
-	n  int
+	at      time.Time
+	n       int
+	applied bool // not in total any more
 }
 
 // NewGuard makes a Guard.
@@ -97,13 +99,23 @@ func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceN
 		case k != nil && k.held && gone > 0 && (k.collapse || empties(k.kept, s)):
 			g.show(out, name, k, s)
 		case k != nil && !k.held && gone > 0 && (collapse || empties(k.kept, s)):
-			k.held, k.collapse, k.confirmed = true, collapse, 0
+			k.held, k.collapse, k.confirmed, k.since = true, collapse, 0, now
+			g.losses = append(g.losses, loss{at: now, n: gone})
 			g.show(out, name, k, s)
 		default:
 			if gone > 0 {
-				g.losses = append(g.losses, loss{now, gone})
+				g.losses = append(g.losses, loss{at: now, n: gone, applied: true})
 			}
 			g.accept(out, name, s)
+		}
+	}
+	if collapse {
+		// Answers come one service at a time: those that were held a moment ago
+		// for themselves are part of it.
+		for _, k := range g.known {
+			if k.held && now.Sub(k.since) < g.cfg.Window {
+				k.collapse = true
+			}
 		}
 	}
 	return out
@@ -177,11 +189,13 @@ func (g *Guard) Reason() string {
 
 func (g *Guard) collapses(now time.Time, lost int) bool {
 	g.losses = slices.DeleteFunc(g.losses, func(l loss) bool { return now.Sub(l.at) >= g.cfg.Window })
-	recent := 0
+	recent, before := 0, g.total
 	for _, l := range g.losses {
 		recent += l.n
+		if l.applied {
+			before += l.n
+		}
 	}
-	before := g.total + recent
 	return lost > 0 && before >= g.cfg.MinMesh && float64(recent+lost) > g.cfg.Share*float64(before)
 }
 

@@ -72,6 +72,7 @@ type query func(*api.QueryOptions) (*api.QueryMeta, event, error)
 func (f *feed) follow(ctx context.Context, name string, wait time.Duration, q query) {
 	var cur cursor
 	back := backoff{most: f.cfg.MaxBackoff, rand: f.cfg.Rand}
+	var last time.Time // of the latest news
 	for ctx.Err() == nil {
 		meta, apply, err := f.ask(ctx, wait, cur.index, q)
 		if ctx.Err() != nil {
@@ -99,8 +100,12 @@ func (f *feed) follow(ctx context.Context, name string, wait time.Duration, q qu
 			}
 		})
 		if news {
-			// A second change soon after waits; a first one never does.
-			sleep(ctx, f.cfg.Coalesce)
+			// What changes all the time is asked for less often; a first change
+			// never waits.
+			if now := time.Now(); now.Sub(last) < f.cfg.Coalesce {
+				sleep(ctx, f.cfg.Coalesce)
+			}
+			last = time.Now()
 		}
 	}
 }

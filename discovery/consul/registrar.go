@@ -155,12 +155,25 @@ func (r *Registrar) RegisterProxy(ctx context.Context, p ProxyRegistration) erro
 		Checks: api.AgentServiceChecks{{
 			CheckID: "service:" + cmp.Or(p.ID, p.ServiceID+sidecarSuffix) + ":alias",
 			Name:    "Connect Sidecar Aliasing " + p.ServiceID, AliasService: p.ServiceID,
+			// A check is critical until its first run; what it will find is known.
+			Status: r.state(ctx, p.ServiceID),
 		}},
 	}
 	if err := r.client.Agent().ServiceRegisterOpts(reg, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)); err != nil {
 		return fmt.Errorf("consul: register the sidecar %q of %q: %w", reg.ID, p.ServiceID, err)
 	}
 	return nil
+}
+
+// state is the present state of a service of this agent, critical where that
+// is not to be had.
+func (r *Registrar) state(ctx context.Context, serviceID string) string {
+	q := (&api.QueryOptions{}).WithContext(ctx)
+	state, _, err := r.client.Agent().AgentHealthServiceByIDOpts(serviceID, q)
+	if err != nil || state != api.HealthPassing && state != api.HealthWarning {
+		return api.HealthCritical
+	}
+	return state
 }
 
 // DeregisterProxy takes a registration away; that there is none is no error.

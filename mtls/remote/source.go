@@ -38,9 +38,9 @@ type Config struct {
 	// one and is read each time one is needed. At most one is set.
 	Token, TokenFile string
 	Dial             func(ctx context.Context, address string) (net.Conn, error) // nil: TCP
-	Log              *slog.Logger                                               // nil: discard
-	Now              func() time.Time                                           // nil: time.Now
-	Rand             func() float64                                             // in [0, 1), for jitter; nil: math/rand
+	Log              *slog.Logger                                                // nil: discard
+	Now              func() time.Time                                            // nil: time.Now
+	Rand             func() float64                                              // in [0, 1), for jitter; nil: math/rand
 }
 
 // Source obtains one workload's identity from the control plane, keeps it in

@@ -28,6 +28,7 @@ type world struct {
 	mesh *xdstest.Mesh
 	srv  *server.Server
 	net  *xdstest.Net
+	end  []func()
 }
 
 func run(t *testing.T, limits server.Limits, f func(w *world)) {
@@ -39,6 +40,9 @@ func run(t *testing.T, limits server.Limits, f func(w *world)) {
 		})
 		w.net = xdstest.Listen(w.srv.Register)
 		defer func() {
+			for _, f := range w.end {
+				f()
+			}
 			w.srv.Close()
 			w.net.Close()
 		}()
@@ -90,7 +94,7 @@ func (w *world) deltaAs(peer, node string) *raw {
 		}
 	}()
 	r.close = func() { cancel(); conn.Close(); <-done; synctest.Wait() }
-	w.Cleanup(r.close)
+	w.end = append(w.end, r.close)
 	return r
 }
 
@@ -531,4 +535,3 @@ func TestLargeResponsesAreSplit(t *testing.T) {
 		}
 	})
 }
-

@@ -93,7 +93,9 @@ func NewMesh() *Mesh {
 }
 
 // KeyOf is the key of a resource.
-func KeyOf(r resource.Resource) server.Key { return server.Key{Type: r.ResourceType(), Name: r.ResourceName()} }
+func KeyOf(r resource.Resource) server.Key {
+	return server.Key{Type: r.ResourceType(), Name: r.ResourceName()}
+}
 
 // Set stores shared resources and says what changed.
 func (m *Mesh) Set(rs ...resource.Resource) server.Change {

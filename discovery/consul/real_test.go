@@ -1,0 +1,249 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/test/consultest"
+)
+
+// TestRealAgent goes through the life of a service with a real agent.
+func TestRealAgent(t *testing.T) {
+	agent := consultest.Dev(t, consultest.Options{})
+	v, stop := run(t, Config{Address: agent.HTTP})
+	defer stop()
+	v.await(t, 10*time.Second, "a first delivery", func(v *view) bool { return v.full == 1 && v.roots != nil })
+	if v.policy != discovery.Allow {
+		t.Errorf("an agent without ACLs allows; the policy is %q", v.policy)
+	}
+	reg, err := NewRegistrar(Config{Address: agent.HTTP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reg.Close()
+
+	t.Run("registered", func(t *testing.T) {
+		var took []time.Duration
+		for i := range 5 {
+			id := fmt.Sprintf("web-%d", i)
+			agent.Register(map[string]any{"ID": id, "Name": "web", "Port": 8000 + i})
+			if _, err := reg.Lookup(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			if err := reg.RegisterProxy(t.Context(), ProxyRegistration{Service: "web", ServiceID: id, Port: 21000 + i, ServicePort: 8000 + i}); err != nil {
+				t.Fatal(err)
+			}
+			v.await(t, 5*time.Second, "the proxy passing", func(v *view) bool {
+				p := proxies(v, "web")
+				return len(p) == i+1 && p[i].Health == discovery.Passing
+			})
+			took = append(took, time.Since(start))
+		}
+		slices.Sort(took)
+		t.Logf("from RegisterProxy to delivery: %s", took)
+		// The middle one: the machine may be busy with other tests.
+		if took[2] > 250*time.Millisecond {
+			t.Errorf("registration took %s to arrive, want < 250ms", took)
+		}
+		p := proxies(v, "web")[0]
+		if p.ID != "web-0-sidecar-proxy" || p.Port != 21000 || p.Proxy.DestinationServiceID != "web-0" || p.Address != "127.0.0.1" {
+			t.Errorf("proxy %+v %+v", p, p.Proxy)
+		}
+		l, err := reg.Lookup(t.Context(), "web-0")
+		if err != nil || l.Proxy == nil || l.Proxy.ID != "web-0-sidecar-proxy" || l.Datacenter != "dc1" {
+			t.Errorf("Lookup = %+v, %v", l, err)
+		}
+		if _, err := reg.Lookup(t.Context(), "nobody"); !errors.Is(err, ErrNotRegistered) {
+			t.Errorf("Lookup of nobody: %v", err)
+		}
+	})
+
+	t.Run("weights", func(t *testing.T) {
+		agent.Register(`{"ID":"w","Name":"weighty","Port":1,"Weights":{"Passing":3,"Warning":2},"Connect":{"Native":true}}`)
+		v.await(t, 5*time.Second, "weights 3 and 2", func(v *view) bool {
+			p := proxies(v, "weighty")
+			return len(p) == 1 && p[0].Weights == discovery.Weights{Passing: 3, Warning: 2} && p[0].Native
+		})
+	})
+
+	t.Run("critical and maintenance", func(t *testing.T) {
+		health := func(h discovery.Health) func(*view) bool {
+			return func(v *view) bool {
+				for _, p := range proxies(v, "web") {
+					if p.ID == "web-1-sidecar-proxy" {
+						return p.Health == h
+					}
+				}
+				return false
+			}
+		}
+		agent.Put("/v1/agent/check/register", `{"ID":"c","Name":"c","ServiceID":"web-1","TTL":"60s","Status":"critical"}`)
+		v.await(t, 5*time.Second, "critical by the alias", health(discovery.Critical))
+		agent.Put("/v1/agent/check/warn/c", nil)
+		v.await(t, 5*time.Second, "warning", health(discovery.Warning))
+		agent.Put("/v1/agent/check/pass/c", nil)
+		v.await(t, 5*time.Second, "passing", health(discovery.Passing))
+		agent.Put("/v1/agent/service/maintenance/web-1-sidecar-proxy?enable=true", nil)
+		v.await(t, 5*time.Second, "maintenance", health(discovery.Maintenance))
+		agent.Put("/v1/agent/service/maintenance/web-1-sidecar-proxy?enable=false", nil)
+		v.await(t, 5*time.Second, "passing again", health(discovery.Passing))
+		agent.Put("/v1/agent/maintenance?enable=true", nil)
+		v.await(t, 5*time.Second, "node maintenance", health(discovery.Maintenance))
+		agent.Put("/v1/agent/maintenance?enable=false", nil)
+		v.await(t, 5*time.Second, "passing at last", health(discovery.Passing))
+	})
+
+	t.Run("entries", func(t *testing.T) {
+		key := func(kind, name string) discovery.EntryKey {
+			return discovery.EntryKey{Kind: kind, Partition: "default", Namespace: "default", Name: name}
+		}
+		agent.Entry(`{"Kind":"service-defaults","Name":"web","Protocol":"http"}`)
+		agent.Entry(`{"Kind":"service-intentions","Name":"web","Sources":[{"Name":"*","Action":"deny"},{"Name":"api","Action":"allow"}]}`)
+		agent.Entry(`{"Kind":"service-router","Name":"web","Routes":[]}`)
+		v.await(t, 5*time.Second, "all entries", func(v *view) bool { return len(v.entries) == 3 })
+		in := v.entries[key("service-intentions", "web")].Body.(*discovery.ServiceIntentions)
+		if len(in.Sources) != 2 || in.Sources[0].Name != "api" || in.Sources[0].Precedence != 9 || in.Sources[1].Precedence != 8 {
+			t.Errorf("intentions %+v", in)
+		}
+		if e := v.entries[key("service-router", "web")]; e.Body != nil {
+			t.Errorf("router %+v", e)
+		}
+		agent.DeleteEntry("service-intentions", "web")
+		v.await(t, 5*time.Second, "the intention gone", func(v *view) bool { return v.entries[key("service-intentions", "web")] == nil })
+	})
+
+	t.Run("deregistered", func(t *testing.T) {
+		if err := reg.DeregisterProxy(t.Context(), "web-4-sidecar-proxy"); err != nil {
+			t.Fatal(err)
+		}
+		if took := v.await(t, 5*time.Second, "one proxy fewer", func(v *view) bool { return len(proxies(v, "web")) == 4 }); took > 250*time.Millisecond {
+			t.Errorf("a single removal took %s", took)
+		}
+		if err := reg.DeregisterProxy(t.Context(), "web-4-sidecar-proxy"); err != nil {
+			t.Errorf("deregistering again: %v", err)
+		}
+		agent.Deregister("w")
+		v.await(t, 5*time.Second, "the service kept and stale, or gone", func(v *view) bool { return v.services["weighty"] == nil || v.services["weighty"].Stale })
+		v.await(t, 5*time.Second, "the service gone once that was confirmed", func(v *view) bool { return v.services["weighty"] == nil })
+	})
+}
+
+// TestRealAgentForgets kills an agent that keeps nothing: it comes back empty,
+// and what it knew is kept until the emptiness is confirmed.
+func TestRealAgentForgets(t *testing.T) {
+	agent := consultest.Dev(t, consultest.Options{})
+	for i := range 6 {
+		agent.Register(map[string]any{"Name": fmt.Sprintf("s%d", i), "Port": 1000 + i, "Connect": map[string]any{"Native": true}})
+	}
+	v, stop := run(t, Config{Address: agent.HTTP, ConfirmCollapse: 3 * time.Second})
+	defer stop()
+	v.await(t, 10*time.Second, "six services", func(v *view) bool { return len(v.services) == 6 })
+
+	agent.Stop()
+	v.await(t, 5*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	if len(v.services) != 6 {
+		t.Errorf("with the agent dead %d services are left", len(v.services))
+	}
+	agent.Start()
+	agent.WaitLeader(30 * time.Second)
+	v.await(t, 10*time.Second, "services marked stale", func(v *view) bool {
+		stale := 0
+		for _, s := range v.services {
+			if s.Stale {
+				stale++
+			}
+		}
+		return stale == 6
+	})
+	for i := range 3 { // half of them register anew
+		agent.Register(map[string]any{"Name": fmt.Sprintf("s%d", i), "Port": 1000 + i, "Connect": map[string]any{"Native": true}})
+	}
+	v.await(t, 15*time.Second, "the others gone once confirmed", func(v *view) bool { return len(v.services) == 3 && !v.status.Stale })
+	if v.full != 1 {
+		t.Errorf("%d full deliveries, want 1", v.full)
+	}
+}
+
+// TestRealAgentBack kills an agent that keeps its state: nothing is lost.
+func TestRealAgentBack(t *testing.T) {
+	agent := consultest.Dev(t, consultest.Options{Durable: true})
+	agent.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
+	v, stop := run(t, Config{Address: agent.HTTP})
+	defer stop()
+	v.await(t, 10*time.Second, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
+	agent.Stop()
+	v.await(t, 5*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	agent.Start()
+	agent.WaitLeader(30 * time.Second)
+	took := v.await(t, 10*time.Second, "fresh again", func(v *view) bool { return !v.status.Stale })
+	t.Logf("fresh %s after the agent had a leader", took)
+	agent.Register(`{"ID":"web-2","Name":"web","Port":2,"Connect":{"Native":true}}`)
+	v.await(t, 5*time.Second, "a second instance", func(v *view) bool { return len(proxies(v, "web")) == 2 })
+}
+
+// TestRealLeaderLoss takes the leader and then the quorum away.
+func TestRealLeaderLoss(t *testing.T) {
+	agents := consultest.Cluster(t, 3)
+	leader := consultest.Leader(t, agents)
+	var reader, other *consultest.Agent
+	for _, a := range agents {
+		switch {
+		case a == leader:
+		case reader == nil:
+			reader = a
+		default:
+			other = a
+		}
+	}
+	reader.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
+	v, stop := run(t, Config{Address: reader.HTTP, Pulse: time.Second})
+	defer stop()
+	v.await(t, 20*time.Second, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
+
+	leader.Stop()
+	other.Stop() // one of three is no quorum: no leader can be elected
+	took := v.await(t, 20*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	t.Logf("stale after %s: %s", took, v.status.Reason)
+	if s := v.services["web"]; s == nil || len(s.Proxies) != 1 {
+		t.Errorf("without a leader web = %+v", s)
+	}
+	leader.Start()
+	other.Start()
+	v.await(t, 60*time.Second, "fresh again", func(v *view) bool { return !v.status.Stale && v.services["web"] != nil && !v.services["web"].Stale })
+}
+
+// TestRealACL runs with the rules that the package documentation names.
+func TestRealACL(t *testing.T) {
+	const root = "2b2f9a52-6c1e-4a0a-9d3e-7f2d5b9d8a11"
+	agent := consultest.Dev(t, consultest.Options{HCL: `acl { enabled = true default_policy = "deny" tokens { initial_management = "` + root + `" agent = "` + root + `" default = "` + root + `" } }`})
+	agent.Put("/v1/acl/policy", `{"Name":"parrel","Rules":"node_prefix \"\" { policy = \"read\" } service_prefix \"\" { policy = \"read\" intentions = \"read\" } agent_prefix \"\" { policy = \"read\" } mesh = \"read\""}`)
+	agent.Put("/v1/acl/token", `{"SecretID":"7d1c3a60-0000-4a0a-9d3e-000000000001","Policies":[{"Name":"parrel"}]}`)
+	agent.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
+	agent.Entry(`{"Kind":"service-intentions","Name":"web","Sources":[{"Name":"*","Action":"deny"}]}`)
+	agent.Entry(`{"Kind":"mesh","TransparentProxy":{"MeshDestinationsOnly":true}}`)
+	v, stop := run(t, Config{Address: agent.HTTP, Token: "7d1c3a60-0000-4a0a-9d3e-000000000001"})
+	defer stop()
+	v.await(t, 10*time.Second, "everything, by the documented rules", func(v *view) bool {
+		return len(proxies(v, "web")) == 1 && len(v.entries) == 2 && v.policy == discovery.Deny && v.roots != nil
+	})
+	if len(v.status.Problems) > 0 || v.status.Stale {
+		t.Errorf("status %+v", v.status)
+	}
+
+	wrong, stopWrong := run(t, Config{Address: agent.HTTP, Token: "00000000-dead-4a0a-9d3e-000000000001"})
+	defer stopWrong()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	<-ctx.Done()
+	wrong.mu.Lock()
+	defer wrong.mu.Unlock()
+	if wrong.full != 0 {
+		t.Errorf("a token that Consul does not know got a first delivery")
+	}
+}
