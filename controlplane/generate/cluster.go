@@ -25,8 +25,8 @@ func upstreamCluster(m *mesh.Snapshot, name discovery.ServiceName, o options, gr
 		Name: base + o.suffix(), Discovery: resource.DiscoveryEDS,
 		ConnectTimeout: o.ConnectTimeout,
 		// LB is the zero value: least request of two random choices.
-		Metadata:       metadata(name, p, entryName(p.Entry)),
-		Breakers:       o.breakers(),
+		Metadata: metadata(name, p, entryName(p.Entry)),
+		Breakers: o.breakers(),
 		TLS: &resource.UpstreamTLS{SNI: base, TLSParams: resource.TLSParams{
 			Certificate: resource.CertSource{SDS: resource.SecretIdentity},
 			Trust:       resource.CertSource{SDS: resource.SecretTrust},
