@@ -86,7 +86,7 @@ func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 				return resp, nil
 			}
 			e := t.c.failure(ctx, ep, err)
-			if again && exhausted && retry > 0 {
+			if again && exhausted && retry > 0 && !t.p.standard {
 				e = t.c.fail(telemetry.RetryLimit, fmt.Sprintf("%d attempts failed, the last: %s", t.a.Tries, e.Detail), e)
 			}
 			return nil, e
