@@ -2,7 +2,13 @@ package remote_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
 	"errors"
 	"net"
 	"os"
@@ -25,6 +31,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -354,11 +361,114 @@ func TestOnlySignIsOpen(t *testing.T) {
 		if status.Code(u) != codes.Unauthenticated || status.Code(st) != codes.Unauthenticated {
 			t.Errorf("without a certificate: %v, %v", u, st)
 		}
-		u, st = call(mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: s, ALPN: []string{"h2"}}}))
+		u, st = call(s.TLS())
 		if u != nil || st != nil {
 			t.Errorf("with a certificate: %v, %v", u, st)
 		}
 	})
+}
+
+// TestRenewOnlyOneself: an SVID renews itself; it does not become another
+// service, nor does the control plane's own certificate renew itself (ID6).
+func TestRenewOnlyOneself(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newPlane(t, t.TempDir())
+		s := source(t, p, t.TempDir(), withToken(p.token("web")))
+		run(t, s)
+		synctest.Wait()
+		sign := func(cfg *tls.Config, service string) (string, error) {
+			conn, err := grpc.NewClient("passthrough:///cp", grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithContextDialer(p.dial))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "api"}}, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in, err := structpb.NewStruct(map[string]any{"csr": base64.StdEncoding.EncodeToString(der), "service": service})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := new(structpb.Struct)
+			err = conn.Invoke(t.Context(), remote.SignMethod, in, out)
+			return out.GetFields()["spiffe_id"].GetStringValue(), err
+		}
+		if id, err := sign(s.TLS(), "web"); err != nil || id != webID {
+			t.Errorf("itself: %q, %v", id, err)
+		}
+		if id, err := sign(s.TLS(), ""); err != nil || id != webID {
+			t.Errorf("unnamed: %q, %v", id, err)
+		}
+		if _, err := sign(s.TLS(), "api"); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("another: %v", err)
+		}
+		own := mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: p.own, ALPN: []string{"h2"}}})
+		if _, err := sign(own, ""); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("the control plane's: %v", err)
+		}
+		bare := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}} //nolint:gosec // the attacker's side
+		if _, err := sign(bare, "web"); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("nobody: %v", err)
+		}
+	})
+}
+
+// TestLostAnswer: the token was used and the answer did not arrive; the
+// workload asks again, after a restart too, and gets its identity.
+func TestLostAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		caDir, dir := t.TempDir(), t.TempDir()
+		p := newPlane(t, caDir)
+		text := p.token("web")
+		deaf := true // the first connections end when the control plane answers
+		cut := func(c *remote.Config) {
+			c.Dial = func(ctx context.Context, a string) (net.Conn, error) {
+				conn, err := p.dial(ctx, a)
+				if err == nil && deaf {
+					conn = &cutConn{Conn: conn, left: 3000}
+				}
+				return conn, err
+			}
+		}
+		s := source(t, p, dir, withToken(text), cut)
+		stop := run(t, s)
+		synctest.Wait()
+		stop()
+		if used, _ := os.ReadDir(filepath.Join(caDir, "used")); len(used) != 1 || s.Current().SVID != nil {
+			t.Fatalf("the answer was not lost after the token's use: %d used, %v", len(used), s.Current().Err)
+		}
+		deaf = false
+		s = source(t, p, dir, withToken(text), cut)
+		run(t, s)
+		synctest.Wait()
+		if s.Current().SVID == nil {
+			t.Error(s.Current().Err)
+		}
+		other := source(t, p, t.TempDir(), withToken(text))
+		run(t, other)
+		synctest.Wait()
+		if other.Current().SVID != nil {
+			t.Error("the token worked for another key")
+		}
+	})
+}
+
+// cutConn ends after so many bytes have been read.
+type cutConn struct {
+	net.Conn
+	left int
+}
+
+func (c *cutConn) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		c.Conn.Close()
+		return 0, errors.New("connection reset")
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
 }
 
 // TestSeveralWorkloads: one process, one data directory, two identities.

@@ -161,7 +161,9 @@ func mutations(t *rapid.T) resource.HeaderMutations {
 func weighted(t *rapid.T, headers bool) []resource.WeightedCluster {
 	out := list(t, 1, 3, func(t *rapid.T) resource.WeightedCluster {
 		w := resource.WeightedCluster{Name: name(t), Weight: uint32(rapid.IntRange(0, 100).Draw(t, "weight"))}
-		if headers {
+		if !headers {
+			w.Weight++ // TCP knows no share of zero
+		} else {
 			w.RequestHeaders, w.ResponseHeaders = mutations(t), mutations(t)
 		}
 		return w
