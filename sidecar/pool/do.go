@@ -37,8 +37,9 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	if !p.begin() {
 		return nil, x, &Error{Kind: Gone, Detail: "the endpoint is being removed"}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	over := sync.OnceFunc(func() { cancel(); p.end() })
+	// No context of our own to cancel at the end: net/http throws a connection
+	// away whose request's context ends while it puts it back.
+	over := sync.OnceFunc(p.end)
 	wait := &waiter{got: make(chan struct{})}
 	var sent atomic.Bool
 	tctx := httptrace.WithClientTrace(context.WithValue(ctx, waiterKey{}, wait), &httptrace.ClientTrace{
