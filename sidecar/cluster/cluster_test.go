@@ -812,7 +812,7 @@ func TestMutualTLS(t *testing.T) {
 			inBubbleWith(t, 1, mtls.NewCell(c.own), nil, func(t *testing.T, b *bench) {
 				var reached atomic.Bool
 				b.serve(0, func(w http.ResponseWriter, r *http.Request) { reached.Store(true) }, func(s *http.Server) {
-										if c.server != nil {
+					if c.server != nil {
 						s.TLSConfig = mtls.ServerConfig(mtls.ServerParams{Params: mtls.Params{Identity: mtls.NewCell(c.server),
 							Trust: ca.bundle, ALPN: c.alpn}})
 					}
