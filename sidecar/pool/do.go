@@ -172,10 +172,10 @@ func (p *Pool) request(ctx context.Context, req *stream.Request) (*http.Request,
 		}
 	}
 	if h.ContentLength == 0 {
-		hreq.ContentLength = -1 // a body may still carry trailers
 		if hreq.Trailer == nil {
 			return hreq, req.Body.Close()
 		}
+		hreq.ContentLength = -1 // a body may still carry trailers
 	}
 	hreq.Body = &requestBody{Body: req.Body, trailer: hreq.Trailer}
 	return hreq, nil
