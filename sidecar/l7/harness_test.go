@@ -163,7 +163,9 @@ func (g *rig) dial() net.Conn {
 // h1 is net/http's own client.
 func (g *rig) h1() *http.Client {
 	tr := &http.Transport{DisableCompression: true, ExpectContinueTimeout: 10 * time.Second,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return g.host.Dial(ctx, "tcp", "10.0.0.1:80") }}
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return g.host.Dial(ctx, "tcp", "10.0.0.1:80")
+		}}
 	g.t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
