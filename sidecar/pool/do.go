@@ -37,8 +37,9 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	if !p.begin() {
 		return nil, x, &Error{Kind: Gone, Detail: "the endpoint is being removed"}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	over := sync.OnceFunc(func() { cancel(); p.end() })
+	// No context of our own to cancel at the end: net/http throws a connection
+	// away whose request's context ends while it puts it back.
+	over := sync.OnceFunc(p.end)
 	wait := &waiter{got: make(chan struct{})}
 	var sent atomic.Bool
 	tctx := httptrace.WithClientTrace(context.WithValue(ctx, waiterKey{}, wait), &httptrace.ClientTrace{
@@ -171,10 +172,10 @@ func (p *Pool) request(ctx context.Context, req *stream.Request) (*http.Request,
 		}
 	}
 	if h.ContentLength == 0 {
-		hreq.ContentLength = -1 // a body may still carry trailers
 		if hreq.Trailer == nil {
 			return hreq, req.Body.Close()
 		}
+		hreq.ContentLength = -1 // a body may still carry trailers
 	}
 	hreq.Body = &requestBody{Body: req.Body, trailer: hreq.Trailer}
 	return hreq, nil

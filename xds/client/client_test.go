@@ -485,6 +485,28 @@ func TestSilentServerIsLeft(t *testing.T) {
 	})
 }
 
+// A connection over which nothing arrives any more, without an end: gRPC's
+// keepalive finds it, and what changed meanwhile comes over the next one.
+func TestHalfDeadConnection(t *testing.T) {
+	both(t, func(t *testing.T, sotw bool) {
+		run(t, func(w *world) {
+			w.mesh.Set(cluster("a", 1))
+			c, k, _ := w.start(client.Config{SotW: sotw})
+			expect(t, k.took(), "CDS +a")
+			w.net.Stall()
+			w.change(w.mesh.Set(cluster("a", 2)))
+			expect(t, k.took(), "CDS +a") // this way still works, its ACK is lost
+			w.change(w.mesh.Set(cluster("a", 3)))
+			expect(t, k.took())
+			time.Sleep(45 * time.Second)
+			expect(t, k.took(), "CDS +a")
+			if st := c.Status(); !st.Connected || time.Since(st.Since) > 25*time.Second {
+				t.Errorf("status: %+v", st)
+			}
+		})
+	})
+}
+
 func TestLastGoodOnDisk(t *testing.T) {
 	both(t, func(t *testing.T, sotw bool) {
 		path := filepath.Join(t.TempDir(), "xds", "web")
