@@ -62,10 +62,10 @@ type Hooks struct {
 
 // Pool is the connections to one endpoint. Safe for concurrent use.
 type Pool struct {
-	c     Config
-	net   netio.Net
-	hooks Hooks
-	main  *http.Transport
+	c       Config
+	network netio.Net
+	hooks   Hooks
+	main    *http.Transport
 
 	mu       sync.Mutex
 	inUse    int            // requests whose response is not over
@@ -82,7 +82,7 @@ func New(c Config, n netio.Net, h Hooks) *Pool {
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = defaultIdleTimeout
 	}
-	p := &Pool{c: c, net: n, hooks: h, conns: map[*conn]bool{}}
+	p := &Pool{c: c, network: n, hooks: h, conns: map[*conn]bool{}}
 	h1, h2 := c.speaks()
 	p.main = p.transport(h1, h2)
 	return p
@@ -210,7 +210,7 @@ func (p *Pool) connected(err error) {
 func (p *Pool) dial(ctx context.Context) (netio.Conn, error) {
 	dctx, cancel := context.WithTimeout(ctx, p.c.ConnectTimeout)
 	defer cancel()
-	c, err := p.net.Dial(dctx, p.c.Network, p.c.Address)
+	c, err := p.network.Dial(dctx, p.c.Network, p.c.Address)
 	if err != nil {
 		return nil, connectError(ctx, dctx, err, p.c.ConnectTimeout)
 	}
