@@ -23,7 +23,9 @@ import (
 func TestRandomChangesConverge(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			run(t, func(w *world) { (&chaos{world: w, rnd: rand.New(rand.NewPCG(seed, 7))}).run() })
+			synctest.Test(t, func(t *testing.T) {
+				inside(t, func(w *world) { (&chaos{world: w, rnd: rand.New(rand.NewPCG(seed, 7))}).run() })
+			})
 		})
 	}
 }
