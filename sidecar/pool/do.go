@@ -54,7 +54,11 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	if req.Head.Upgrade != "" {
 		return p.upgrade(hreq, over)
 	}
-	hresp, err := p.main.RoundTrip(hreq)
+	t := p.main
+	if p.h2c != nil && req.Head.Protocol == stream.HTTP2 {
+		t = p.h2c
+	}
+	hresp, err := t.RoundTrip(hreq)
 	wait.done()
 	if err != nil {
 		e := *asError(ctx, err)

@@ -62,10 +62,11 @@ type Hooks struct {
 
 // Pool is the connections to one endpoint. Safe for concurrent use.
 type Pool struct {
-	c     Config
-	net   netio.Net
-	hooks Hooks
-	main  *http.Transport
+	c       Config
+	network netio.Net
+	hooks   Hooks
+	main    *http.Transport
+	h2c     *http.Transport // for requests that came by HTTP/2, where the endpoint speaks what the client does in plaintext; else nil
 
 	mu       sync.Mutex
 	inUse    int            // requests whose response is not over
@@ -82,9 +83,12 @@ func New(c Config, n netio.Net, h Hooks) *Pool {
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = defaultIdleTimeout
 	}
-	p := &Pool{c: c, net: n, hooks: h, conns: map[*conn]bool{}}
+	p := &Pool{c: c, network: n, hooks: h, conns: map[*conn]bool{}}
 	h1, h2 := c.speaks()
 	p.main = p.transport(h1, h2)
+	if c.Protocol == resource.ProtocolDownstream && c.TLS == nil {
+		p.h2c = p.transport(false, true)
+	}
 	return p
 }
 
@@ -210,7 +214,7 @@ func (p *Pool) connected(err error) {
 func (p *Pool) dial(ctx context.Context) (netio.Conn, error) {
 	dctx, cancel := context.WithTimeout(ctx, p.c.ConnectTimeout)
 	defer cancel()
-	c, err := p.net.Dial(dctx, p.c.Network, p.c.Address)
+	c, err := p.network.Dial(dctx, p.c.Network, p.c.Address)
 	if err != nil {
 		return nil, connectError(ctx, dctx, err, p.c.ConnectTimeout)
 	}
@@ -315,8 +319,15 @@ func (p *Pool) Drain() {
 	p.mu.Lock()
 	p.draining = true
 	p.mu.Unlock()
-	p.main.CloseIdleConnections()
+	p.closeIdle()
 	p.closeUnused()
+}
+
+func (p *Pool) closeIdle() {
+	p.main.CloseIdleConnections()
+	if p.h2c != nil {
+		p.h2c.CloseIdleConnections()
+	}
 }
 
 // closeUnused closes the connections of a drained pool without requests.
@@ -347,7 +358,7 @@ func (p *Pool) Close() {
 		all = append(all, c)
 	}
 	p.mu.Unlock()
-	p.main.CloseIdleConnections()
+	p.closeIdle()
 	for _, c := range all {
 		c.Reset()
 	}

@@ -212,3 +212,16 @@ func TestBackPressure(t *testing.T) {
 		})
 	}
 }
+
+func TestDownstreamProtocol(t *testing.T) {
+	echo := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }
+	with(t, Config{Protocol: resource.ProtocolDownstream}, echo, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+		for proto, want := range map[stream.Protocol]string{stream.HTTP1: "HTTP/1.1", stream.HTTP2: "HTTP/2.0"} {
+			r := get("/")
+			r.Head.Protocol = proto
+			if got := do(t, p, r); got != want {
+				t.Errorf("a request that came by %s went by %s", proto, got)
+			}
+		}
+	})
+}
