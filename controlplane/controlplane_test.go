@@ -357,6 +357,53 @@ func TestAPI(t *testing.T) {
 	})
 }
 
+// broken is a catalogue that no retry can mend.
+type broken struct{}
+
+func (broken) Run(context.Context, discovery.Sink) error { return errors.New("no such directory") }
+
+// TestBrokenSource: an error that no retry can mend ends Run, and everything
+// with it.
+func TestBrokenSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		w.end()
+		again, err := New(Config{Datacenter: meshtest.Datacenter}, Deps{
+			Source: broken{}, Issuer: w.ca, Identity: w.cp.deps.Identity, Tokens: w.ca, XDS: bufconn.Listen(1 << 10), API: bufconn.Listen(1 << 10),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Run(t.Context()); err == nil || err.Error() != "controlplane: catalogue: no such directory" {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// TestDrain: the end of the control plane does not wait for streams, and takes
+// nothing from who held one.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		w.feed <- meshtest.MustRead(meshtest.Shop)
+		<-w.cp.Ready()
+		id, leave := w.join("api")
+		defer leave()
+		s := w.connect("api-sidecar-proxy", id)
+		defer s.stop()
+		settle()
+		before := time.Now()
+		w.end()
+		if d := time.Since(before); d > 2*time.Second {
+			t.Errorf("the end took %s", d)
+		}
+		settle()
+		if st := s.Status(); st.Connected || len(s.names(resource.TypeListener)) != 3 {
+			t.Errorf("connected=%v, listeners %v", st.Connected, s.names(resource.TypeListener))
+		}
+	})
+}
+
 // TestNew: what is missing is said.
 func TestNew(t *testing.T) {
 	if _, err := New(Config{}, Deps{}); err == nil || !strings.Contains(err.Error(), "--datacenter") {

@@ -356,17 +356,19 @@ func TestPerTryTimeoutGoesElsewhere(t *testing.T) {
 
 // The server closes idle connections at the very instant that requests come.
 func TestIdleRace(t *testing.T) {
-	inBubble(t, 1, func(t *testing.T, b *bench) {
-		b.m.SetLatency(time.Millisecond)
-		b.serve(0, name("ok"), func(s *http.Server) { s.IdleTimeout = 100 * time.Millisecond })
-		b.Update([]Spec{b.spec(1)})
-		for i := range 300 {
-			if status, _, _, err := b.call("GET", nil, Options{}); status != 200 {
-				t.Fatalf("request %d: %d %v", i, status, err)
+	for _, proto := range []resource.Protocol{resource.ProtocolHTTP1, resource.ProtocolHTTP2} {
+		inBubble(t, 1, func(t *testing.T, b *bench) {
+			b.m.SetLatency(time.Millisecond)
+			b.serve(0, name("ok"), func(s *http.Server) { s.IdleTimeout = 100 * time.Millisecond })
+			b.Update([]Spec{b.spec(1, func(c *resource.Cluster) { c.Protocol = proto })})
+			for i := range 300 {
+				if status, _, _, err := b.call("GET", nil, Options{}); status != 200 {
+					t.Fatalf("%v: request %d: %d %v", proto, i, status, err)
+				}
+				time.Sleep(96*time.Millisecond + time.Duration(i%60)*100*time.Microsecond)
 			}
-			time.Sleep(98*time.Millisecond + time.Duration(i%30)*100*time.Microsecond)
-		}
-	})
+		})
+	}
 }
 
 func TestBreakersAreExact(t *testing.T) {
@@ -812,7 +814,7 @@ func TestMutualTLS(t *testing.T) {
 			inBubbleWith(t, 1, mtls.NewCell(c.own), nil, func(t *testing.T, b *bench) {
 				var reached atomic.Bool
 				b.serve(0, func(w http.ResponseWriter, r *http.Request) { reached.Store(true) }, func(s *http.Server) {
-										if c.server != nil {
+					if c.server != nil {
 						s.TLSConfig = mtls.ServerConfig(mtls.ServerParams{Params: mtls.Params{Identity: mtls.NewCell(c.server),
 							Trust: ca.bundle, ALPN: c.alpn}})
 					}

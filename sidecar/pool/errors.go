@@ -95,6 +95,8 @@ func asError(ctx context.Context, err error) *Error {
 	switch {
 	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
 		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
+	case strings.Contains(text, "malformed"):
+		return &Error{Kind: Protocol, Err: err, Detail: text}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
 		errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, net.ErrClosed),
 		// net/http's own words for a connection that ended while it was used;

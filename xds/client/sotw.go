@@ -19,7 +19,7 @@ type sotwSession struct {
 	send  func(*discovery.DiscoveryRequest) error
 	begun bool
 	asked map[resource.Type][]string // present: a first request was sent
-	nonce map[resource.Type]string // present: a response was taken
+	nonce map[resource.Type]string   // present: a response was taken
 	// gone are clusters absent from the stream's first response. A new stream's
 	// server does not know what this client's listeners still refer to, so they
 	// go once the listeners, and the routes, have been answered for.

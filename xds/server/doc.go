@@ -28,6 +28,7 @@
 //     granted to the certificate's SPIFFE id; it cannot become another. A private
 //     resource is only ever made for, and served to, its own node. A shared one
 //     is served to a workload whose Names hold it, or for whom Resource said ok.
+//   - A stream does not outlive the certificate that opened it.
 //   - Additions leave in the order CDS, EDS, LDS, RDS; an addition waits while an
 //     earlier type has one waiting for an ACK; removals leave when all else is
 //     acknowledged, LDS and RDS before CDS before EDS. Secrets wait for nothing.
