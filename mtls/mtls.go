@@ -7,6 +7,9 @@
 //
 // Does not know: who issued a certificate, xDS, sockets.
 //
+// Entry points: [ServerConfig], [ClientConfig], [Verify], [Service.ID],
+// [NewStaticFiles], [WatchLife], [ParseToken]. Read TestRefused first.
+//
 // Invariants: no configuration built here skips verification; a side without
 // an identity or without trust refuses (fails closed) and says why; a
 // certificate is read at each handshake, so that rotation needs no restart.

@@ -122,3 +122,11 @@ func setFor(td string, roots ...*x509.Certificate) *x509bundle.Set {
 func cell(svid *x509svid.SVID, set *x509bundle.Set) *mtls.Cell {
 	return mtls.NewCell(&mtls.Snapshot{SVID: svid, Bundles: set})
 }
+
+func mustEC(t testing.TB, k any) *ecdsa.PrivateKey {
+	ec, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		t.Fatalf("%T is no ECDSA key", k)
+	}
+	return ec
+}

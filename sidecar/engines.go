@@ -16,6 +16,7 @@ import (
 	"github.com/parrel-mesh/parrel/mtls/remote"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/compile"
+	"github.com/parrel-mesh/parrel/sidecar/l4"
 	"github.com/parrel-mesh/parrel/sidecar/l7"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/xds/client"
@@ -147,7 +148,15 @@ func (w *workload) httpEngine(h compile.HTTP) (listener.Handler, error) {
 }
 
 func (w *workload) tcpEngine(t compile.TCP) (listener.Handler, error) {
-	return nil, errors.New("tcp_proxy: this build has no engine for it")
+	access, err := w.logs.Compile(w.Sidecar.cfg.AccessLog)
+	if err != nil {
+		return nil, fmt.Errorf("access_log: %w", err)
+	}
+	source, destination := w.ends(t.Listener)
+	return l4.New(l4.Config{
+		Proxy: t.Proxy, Source: source.Name, Destination: destination.Name,
+		Clusters: func(name string) (l4.Cluster, bool) { return w.cluster(name) },
+	}, l4.Deps{Recorder: w.record, AccessLog: access, Log: w.log, Now: w.deps.Now, Rand: w.deps.Rand})
 }
 
 func (w *workload) cluster(name string) (*cluster.Cluster, bool) {

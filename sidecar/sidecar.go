@@ -203,12 +203,22 @@ func (s *Sidecar) listenHTTP(g *group, name, network, address string, h http.Han
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	g.start(name, func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-		defer stop()
-		if err := srv.Serve(onlyConns{ln}); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
-			return err
+		ended := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(ended)
+			// Whoever asked for the end gets an answer.
+			soft, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if srv.Shutdown(soft) != nil {
+				_ = srv.Close()
+			}
+		})
+		err := srv.Serve(onlyConns{ln})
+		if !stop() {
+			<-ended
+			return nil
 		}
-		return nil
+		return err
 	})
 	return nil
 }

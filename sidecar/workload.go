@@ -291,7 +291,7 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 	return func(ctx context.Context) error {
 		var wg sync.WaitGroup
 		defer wg.Wait()
-		//wg.Go(func() { _ = mtls.WatchLife(ctx, mtls.WatchConfig{Source: p.identity, Log: w.log, Now: w.deps.Now}) })
+		wg.Go(func() { _ = mtls.WatchLife(ctx, mtls.WatchConfig{Source: p.identity, Log: w.log, Now: w.deps.Now}) })
 		for {
 			changed := p.identity.Changed()
 			if svid := p.identity.Current().SVID; svid != nil && len(svid.Certificates) > 0 {

@@ -36,12 +36,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	m := c.h.deps.Mesh()
 	stats := m.Stats()
-	gauge("ready", "1 when the catalogue has been read.", flag(c.h.deps.Ready()))
+	gauge("ready", "1 when the catalogue has been read.", oneIf(c.h.deps.Ready()))
 	gauge("mesh_version", "Version of the mesh snapshot in force.", float64(m.Version))
 	gauge("services", "Services in the catalogue.", float64(stats.Services))
 	gauge("workloads", "Proxies and connect-native instances in the catalogue.", float64(stats.Workloads))
 	gauge("config_entries", "Config entries.", float64(stats.Entries))
-	gauge("source_stale", "1 while the catalogue may be out of date.", flag(m.Source.Stale))
+	gauge("source_stale", "1 while the catalogue may be out of date.", oneIf(m.Source.Stale))
 	gauge("source_age_seconds", "Age of the source's last answers.", m.Source.Age.Seconds())
 	gauge("source_problems", "What the source refused of what users wrote.", float64(len(m.Source.Problems)))
 	if m.Source.Stale && !m.Source.Since.IsZero() {
@@ -92,7 +92,7 @@ func (c *collector) sync(gauge func(string, string, float64, ...string)) {
 	}
 }
 
-func flag(b bool) float64 {
+func oneIf(b bool) float64 {
 	if b {
 		return 1
 	}

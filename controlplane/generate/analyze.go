@@ -211,9 +211,12 @@ func (a *analysis) workload(w *mesh.Workload) {
 		case !exists:
 			a.add(Finding{SeverityWarning, where, name, field, "no service " + u.Service.String() + " is in the catalogue", "calls fail until it is registered", "correct destination_name if it is mistyped"})
 		}
-		l := OutboundListener(u)
+		l := fmt.Sprint(listenHost(bindAddress(u), "127.0.0.1"), ":", u.LocalBindPort)
+		if u.LocalBindSocketPath != "" {
+			l = u.LocalBindSocketPath
+		}
 		if listeners[l] {
-			a.add(Finding{SeverityError, where, name, field, "two upstreams have the listener " + l, "one of them is served", "give each its own local_bind_port"})
+			a.add(Finding{SeverityError, where, name, field, "two upstreams listen on " + l, "one of them is served", "give each its own local_bind_port"})
 		}
 		listeners[l] = true
 		if _, err := netip.ParseAddr(bindAddress(u)); err != nil && u.LocalBindSocketPath == "" && bindAddress(u) != "localhost" {

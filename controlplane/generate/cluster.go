@@ -24,9 +24,9 @@ func upstreamCluster(m *mesh.Snapshot, name discovery.ServiceName, o options, gr
 	c := &resource.Cluster{
 		Name: base + o.suffix(), Discovery: resource.DiscoveryEDS,
 		ConnectTimeout: o.ConnectTimeout,
-		LB:             resource.LBPolicy{LeastRequest: &resource.LeastRequest{}},
-		Metadata:       metadata(name, p, entryName(p.Entry)),
-		Breakers:       o.breakers(),
+		// LB is the zero value: least request of two random choices.
+		Metadata: metadata(name, p, entryName(p.Entry)),
+		Breakers: o.breakers(),
 		TLS: &resource.UpstreamTLS{SNI: base, TLSParams: resource.TLSParams{
 			Certificate: resource.CertSource{SDS: resource.SecretIdentity},
 			Trust:       resource.CertSource{SDS: resource.SecretTrust},

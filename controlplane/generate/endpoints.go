@@ -35,10 +35,7 @@ func endpoints(m *mesh.Snapshot, name discovery.ServiceName) *resource.Endpoints
 	}
 	type place struct{ region, zone string }
 	at := map[place]int{}
-	for _, p := range svc.Proxies {
-		if !reachable(p) {
-			continue
-		}
+	for _, p := range distinct(svc.Proxies) {
 		where := place{p.Region, p.Zone}
 		i, ok := at[where]
 		if !ok {
@@ -60,6 +57,30 @@ func endpoints(m *mesh.Snapshot, name discovery.ServiceName) *resource.Endpoints
 		return cmp.Or(cmp.Compare(a.Region, b.Region), cmp.Compare(a.Zone, b.Zone))
 	})
 	return e
+}
+
+// distinct leaves out what EDS cannot carry, and of several registrations with
+// one address all but the healthiest: an address is one endpoint (grpc-go
+// refuses any other answer), and the leftover of a crashed instance must not
+// hide the one that took its place.
+func distinct(proxies []*discovery.Instance) []*discovery.Instance {
+	out := make([]*discovery.Instance, 0, len(proxies))
+	at := make(map[netip.AddrPort]int, len(proxies))
+	for _, p := range proxies {
+		if !reachable(p) {
+			continue
+		}
+		addr := netip.AddrPortFrom(netip.MustParseAddr(p.Address).Unmap(), uint16(p.Port))
+		i, dup := at[addr]
+		switch {
+		case !dup:
+			at[addr] = len(out)
+			out = append(out, p)
+		case p.Health < out[i].Health:
+			out[i] = p
+		}
+	}
+	return out
 }
 
 // reachable says whether a registration has an address that EDS can carry.

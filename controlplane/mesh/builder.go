@@ -221,13 +221,16 @@ func (a *application) proxies(name discovery.ServiceName, prev, next *discovery.
 			if had && old == p {
 				continue
 			}
-			if !had || !sameRegistration(old, p) {
-				a.touched[key] = true
+			w := newWorkload(name, p, a.old.Datacenter)
+			if had && sameRegistration(old, p) {
+				a.replaceWorkload(w)
+				continue
 			}
+			a.touched[key] = true
 			if had {
 				a.removeWorkload(name, key, old)
 			}
-			a.addWorkload(newWorkload(name, p, a.old.Datacenter))
+			a.addWorkload(w)
 		}
 	}
 	for key, p := range gone {
@@ -250,7 +253,7 @@ func (a *application) addWorkload(w *Workload) {
 	for _, id := range []string{w.NodeID, w.Key()} {
 		ws, _ := a.workloads.get(id)
 		ws = append(slices.Clone(ws), w)
-		slices.SortFunc(ws, func(a, b *Workload) int { return cmp.Compare(a.Key(), b.Key()) })
+		slices.SortFunc(ws, compareWorkloads)
 		a.workloads.set(id, ws)
 	}
 	for _, u := range w.Upstreams {
@@ -261,6 +264,18 @@ func (a *application) addWorkload(w *Workload) {
 		if i, found := slices.BinarySearch(deps, w.Key()); !found {
 			a.dependants.set(u.Service, slices.Insert(slices.Clone(deps), i, w.Key()))
 		}
+	}
+}
+
+// replaceWorkload puts w in the place of its own earlier version, of which only
+// health and weights differ: nothing depends on it in another way.
+func (a *application) replaceWorkload(w *Workload) {
+	for _, id := range []string{w.NodeID, w.Key()} {
+		ws, _ := a.workloads.get(id)
+		i := slices.IndexFunc(ws, func(o *Workload) bool { return compareWorkloads(o, w) == 0 })
+		ws = slices.Clone(ws)
+		ws[i] = w
+		a.workloads.set(id, ws)
 	}
 }
 
@@ -282,7 +297,13 @@ func (a *application) removeWorkload(name discovery.ServiceName, key string, p *
 	if removed == nil {
 		return
 	}
+	// Between two deliveries one registration can be found under two services:
+	// what the other one still depends on stays.
+	others, _ := a.workloads.get(key)
 	for _, u := range removed.Upstreams {
+		if slices.ContainsFunc(others, func(w *Workload) bool { return w.dependsOn(u.Service) }) {
+			continue
+		}
 		deps, _ := a.dependants.get(u.Service)
 		i, found := slices.BinarySearch(deps, key)
 		switch {
@@ -293,6 +314,14 @@ func (a *application) removeWorkload(name discovery.ServiceName, key string, p *
 			a.dependants.set(u.Service, slices.Delete(slices.Clone(deps), i, i+1))
 		}
 	}
+}
+
+func compareWorkloads(a, b *Workload) int {
+	return cmp.Or(cmp.Compare(a.Key(), b.Key()), a.Service.Compare(b.Service))
+}
+
+func (w *Workload) dependsOn(name discovery.ServiceName) bool {
+	return slices.ContainsFunc(w.Upstreams, func(u Upstream) bool { return u.Unsupported == "" && u.Service == name })
 }
 
 // newWorkload resolves a registration. What an upstream leaves out is taken

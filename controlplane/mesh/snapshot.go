@@ -139,7 +139,7 @@ func (s *Snapshot) Workloads() []*Workload {
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b *Workload) int { return strings.Compare(a.Key(), b.Key()) })
+	slices.SortFunc(out, compareWorkloads)
 	return out
 }
 

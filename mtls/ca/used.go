@@ -91,7 +91,7 @@ func (u *UsedDir) prune() {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".new-") {
-			if info, err := e.Info(); err == nil && now.Sub(info.ModTime()) > pruneGrace {
+			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > pruneGrace {
 				os.Remove(filepath.Join(u.dir, e.Name()))
 			}
 			continue

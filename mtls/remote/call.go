@@ -308,3 +308,21 @@ func (s *Source) accept(out *structpb.Struct, want spiffeid.ID, key crypto.Signe
 	}
 	return &kept{svid: &x509svid.SVID{ID: want, Certificates: chain, PrivateKey: key}, bundles: set}, nil
 }
+
+// TLS is the configuration of this workload's further connections to the
+// control plane, its ADS stream above all: it presents the present identity at
+// each handshake and accepts the control plane only. Before the workload has
+// joined every handshake fails.
+func (s *Source) TLS() *tls.Config {
+	return mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: s, ALPN: []string{"h2"}, Now: s.c.Now,
+		Authorise: func(id spiffeid.ID) error {
+			k := s.current()
+			if k == nil {
+				return errors.New("this workload has not joined yet")
+			}
+			if id.String() != k.plane {
+				return fmt.Errorf("expected %s", k.plane)
+			}
+			return nil
+		}}})
+}

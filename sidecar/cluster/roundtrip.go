@@ -86,7 +86,7 @@ func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 				return resp, nil
 			}
 			e := t.c.failure(ctx, ep, err)
-			if again && exhausted && retry > 0 {
+			if again && exhausted && retry > 0 && !t.p.standard {
 				e = t.c.fail(telemetry.RetryLimit, fmt.Sprintf("%d attempts failed, the last: %s", t.a.Tries, e.Detail), e)
 			}
 			return nil, e
@@ -131,10 +131,11 @@ func (t *trip) attempt(ctx context.Context, ep *endpoint) (*stream.Response, err
 	t.a.Host, t.a.Instance, t.a.Peer = ep.lb.Address, *ep.instance.Load(), ""
 	ep.requests.Add(1)
 	ep.lb.Begin()
-	actx, cancel := context.WithCancelCause(ctx)
-	done := sync.OnceFunc(func() { cancel(nil); ep.lb.End() })
+	done := sync.OnceFunc(ep.lb.End)
+	actx, cancel := ctx, func(error) {}
 	var timer *time.Timer
-	if t.p.perTry > 0 {
+	if t.p.perTry > 0 { // only then: see pool.RoundTrip
+		actx, cancel = context.WithCancelCause(ctx)
 		timer = time.AfterFunc(t.p.perTry, func() { cancel(errPerTry) })
 	}
 	req := *t.req
@@ -149,29 +150,32 @@ func (t *trip) attempt(ctx context.Context, ep *endpoint) (*stream.Response, err
 	t.a.TLS, t.a.Peer = x.TLS, x.Peer
 	if err != nil {
 		ep.failures.Add(1)
+		cancel(nil)
 		done()
 		return nil, err
 	}
-	watch(resp, done)
+	watch(resp, done, func() { cancel(nil) })
 	return resp, nil
 }
 
-// watch makes the endpoint's counters go down when the response ends.
-func watch(resp *stream.Response, done func()) {
+// watch makes the endpoint's counters go down when the response ends; cancel
+// is called when it is closed.
+func watch(resp *stream.Response, done, cancel func()) {
 	switch {
 	case resp.Tunnel != nil:
-		resp.Tunnel = &watchedTunnel{Tunnel: resp.Tunnel, done: done}
+		resp.Tunnel = &watchedTunnel{Tunnel: resp.Tunnel, done: done, cancel: cancel}
 	case resp.Body != nil:
-		resp.Body = &watchedBody{Body: resp.Body, done: done}
+		resp.Body = &watchedBody{Body: resp.Body, done: done, cancel: cancel}
 	default:
 		done()
+		cancel()
 	}
 }
 
 // watchedBody ends an attempt, and with over the request, when it ends.
 type watchedBody struct {
 	stream.Body
-	done, over func() // over is nil until the response was accepted
+	done, over, cancel func() // over is nil until the response was accepted
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
@@ -185,6 +189,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 func (b *watchedBody) Close() error {
 	err := b.Body.Close()
 	b.end()
+	b.cancel()
 	return err
 }
 
@@ -197,12 +202,13 @@ func (b *watchedBody) end() {
 
 type watchedTunnel struct {
 	stream.Tunnel
-	done, over func()
+	done, over, cancel func()
 }
 
 func (t *watchedTunnel) Close() error {
 	err := t.Tunnel.Close()
 	t.done()
+	t.cancel()
 	if t.over != nil {
 		t.over()
 	}

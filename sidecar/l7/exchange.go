@@ -37,7 +37,7 @@ type exchange struct {
 	bytesIn    atomic.Int64
 	requestEnd atomic.Int64 // nanoseconds from start; 0: not yet
 	headSent   bool
-	answered   bool // the response is the mesh's own: a time-out that made it does not end it
+	answered   bool        // the response is the mesh's own: a time-out that made it does not end it
 	writing    atomic.Bool // a part of the body is being written: it may block
 }
 

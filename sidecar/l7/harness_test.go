@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -163,7 +164,9 @@ func (g *rig) dial() net.Conn {
 // h1 is net/http's own client.
 func (g *rig) h1() *http.Client {
 	tr := &http.Transport{DisableCompression: true, ExpectContinueTimeout: 10 * time.Second,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return g.host.Dial(ctx, "tcp", "10.0.0.1:80") }}
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return g.host.Dial(ctx, "tcp", "10.0.0.1:80")
+		}}
 	g.t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
@@ -182,7 +185,7 @@ func (g *rig) h2() *http.Client {
 func both(t *testing.T, f func(t *testing.T, client func(*rig) *http.Client)) {
 	t.Helper()
 	for name, c := range map[string]func(*rig) *http.Client{"http1": (*rig).h1, "http2": (*rig).h2} {
-		t.Run(name, func(t *testing.T) { bubble(t, func(t *testing.T) { f(t, c) }) })
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { f(t, c) }) })
 	}
 }
 

@@ -216,3 +216,28 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 func (c *osConn) WaitReadable() error { return waitReadable(c.rc) }
+
+// SetKeepAlive changes how a dead idle peer is found on a kernel's TCP
+// connection, in seconds; zero leaves a value as [OS] set it. On others it does
+// nothing.
+func SetKeepAlive(c Conn, probes, idle, interval uint32) {
+	k, ok := unwrap(c).(*osConn)
+	if !ok {
+		return
+	}
+	t, ok := k.kernelConn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	conf := keepAlive
+	if probes > 0 {
+		conf.Count = int(probes)
+	}
+	if idle > 0 {
+		conf.Idle = time.Duration(idle) * time.Second
+	}
+	if interval > 0 {
+		conf.Interval = time.Duration(interval) * time.Second
+	}
+	_ = t.SetKeepAliveConfig(conf)
+}

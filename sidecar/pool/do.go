@@ -37,8 +37,9 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	if !p.begin() {
 		return nil, x, &Error{Kind: Gone, Detail: "the endpoint is being removed"}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	over := sync.OnceFunc(func() { cancel(); p.end() })
+	// No context of our own to cancel at the end: net/http throws a connection
+	// away whose request's context ends while it puts it back.
+	over := sync.OnceFunc(p.end)
 	wait := &waiter{got: make(chan struct{})}
 	var sent atomic.Bool
 	tctx := httptrace.WithClientTrace(context.WithValue(ctx, waiterKey{}, wait), &httptrace.ClientTrace{
@@ -53,7 +54,11 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	if req.Head.Upgrade != "" {
 		return p.upgrade(hreq, over)
 	}
-	hresp, err := p.main.RoundTrip(hreq)
+	t := p.main
+	if p.h2c != nil && req.Head.Protocol == stream.HTTP2 {
+		t = p.h2c
+	}
+	hresp, err := t.RoundTrip(hreq)
 	wait.done()
 	if err != nil {
 		e := *asError(ctx, err)
@@ -171,10 +176,10 @@ func (p *Pool) request(ctx context.Context, req *stream.Request) (*http.Request,
 		}
 	}
 	if h.ContentLength == 0 {
-		hreq.ContentLength = -1 // a body may still carry trailers
 		if hreq.Trailer == nil {
 			return hreq, req.Body.Close()
 		}
+		hreq.ContentLength = -1 // a body may still carry trailers
 	}
 	hreq.Body = &requestBody{Body: req.Body, trailer: hreq.Trailer}
 	return hreq, nil

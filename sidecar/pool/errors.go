@@ -95,13 +95,15 @@ func asError(ctx context.Context, err error) *Error {
 	switch {
 	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
 		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
+	case strings.Contains(text, "malformed"):
+		return &Error{Kind: Protocol, Err: err, Detail: text}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
 		errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, net.ErrClosed),
 		// net/http's own words for a connection that ended while it was used;
 		// the values behind them are not exported.
 		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "connection lost"),
 		strings.Contains(text, "stream error"), strings.Contains(text, "GOAWAY"),
-		strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
+		strings.Contains(text, "conn could not be established"), strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
 		return &Error{Kind: Reset, Err: err, Detail: "the connection ended before a response came: " + text}
 	}
 	return &Error{Kind: Protocol, Err: err, Detail: text}

@@ -62,15 +62,16 @@ type Hooks struct {
 
 // Pool is the connections to one endpoint. Safe for concurrent use.
 type Pool struct {
-	c     Config
-	net   netio.Net
-	hooks Hooks
-	main  *http.Transport
+	c       Config
+	network netio.Net
+	hooks   Hooks
+	main    *http.Transport
+	h2c     *http.Transport // for requests that came by HTTP/2, where the endpoint speaks what the client does in plaintext; else nil
 
 	mu       sync.Mutex
-	inUse    int  // requests whose response is not over
-	draining bool // no further requests
-	conns    map[*conn]struct{}
+	inUse    int            // requests whose response is not over
+	draining bool           // no further requests
+	conns    map[*conn]bool // open; true: given away by Connect
 	closed   bool
 }
 
@@ -82,9 +83,12 @@ func New(c Config, n netio.Net, h Hooks) *Pool {
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = defaultIdleTimeout
 	}
-	p := &Pool{c: c, net: n, hooks: h, conns: map[*conn]struct{}{}}
+	p := &Pool{c: c, network: n, hooks: h, conns: map[*conn]bool{}}
 	h1, h2 := c.speaks()
 	p.main = p.transport(h1, h2)
+	if c.Protocol == resource.ProtocolDownstream && c.TLS == nil {
+		p.h2c = p.transport(false, true)
+	}
 	return p
 }
 
@@ -125,14 +129,14 @@ func (p *Pool) transport(h1, h2 bool) *http.Transport {
 			MaxReceiveBufferPerConnection: connWindow,
 		},
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := p.open(ctx)
+			c, err := p.open(ctx, false)
 			if err != nil {
 				return nil, err
 			}
 			return c, nil
 		},
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			tc, _, err := p.openTLS(ctx, alpn)
+			tc, _, err := p.openTLS(ctx, alpn, false)
 			if err != nil {
 				return nil, err
 			}
@@ -179,7 +183,7 @@ func (c *conn) gone() {
 }
 
 // open opens a TCP connection.
-func (p *Pool) open(ctx context.Context) (*conn, error) {
+func (p *Pool) open(ctx context.Context, given bool) (*conn, error) {
 	release, err := p.slot(ctx)
 	if err != nil {
 		return nil, err
@@ -190,7 +194,7 @@ func (p *Pool) open(ctx context.Context) (*conn, error) {
 		release()
 		return nil, err
 	}
-	return p.adopt(c, release)
+	return p.adopt(c, release, given)
 }
 
 // slot asks the owner for room; release is never nil where err is nil.
@@ -210,20 +214,23 @@ func (p *Pool) connected(err error) {
 func (p *Pool) dial(ctx context.Context) (netio.Conn, error) {
 	dctx, cancel := context.WithTimeout(ctx, p.c.ConnectTimeout)
 	defer cancel()
-	c, err := p.net.Dial(dctx, p.c.Network, p.c.Address)
+	c, err := p.network.Dial(dctx, p.c.Network, p.c.Address)
 	if err != nil {
 		return nil, connectError(ctx, dctx, err, p.c.ConnectTimeout)
 	}
 	return c, nil
 }
 
-// adopt puts a connection on the pool's list.
-func (p *Pool) adopt(nc netio.Conn, release func()) (*conn, error) {
+// adopt puts a connection on the pool's list; given: it will be a caller's.
+func (p *Pool) adopt(nc netio.Conn, release func(), given bool) (*conn, error) {
 	c := &conn{Conn: nc, p: p, release: release}
+	if k := p.c.Keepalive; k != nil {
+		netio.SetKeepAlive(nc, k.Probes, k.Time, k.Interval)
+	}
 	p.mu.Lock()
-	closed := p.closed
+	closed := p.closed || p.draining && p.inUse == 0 && !given
 	if !closed {
-		p.conns[c] = struct{}{}
+		p.conns[c] = given
 	}
 	p.mu.Unlock()
 	if closed {
@@ -234,7 +241,7 @@ func (p *Pool) adopt(nc netio.Conn, release func()) (*conn, error) {
 }
 
 // openTLS opens a connection and its TLS. ctx bounds both.
-func (p *Pool) openTLS(ctx context.Context, alpn []string) (*tls.Conn, *conn, error) {
+func (p *Pool) openTLS(ctx context.Context, alpn []string, given bool) (*tls.Conn, *conn, error) {
 	release, err := p.slot(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -246,7 +253,7 @@ func (p *Pool) openTLS(ctx context.Context, alpn []string) (*tls.Conn, *conn, er
 		release()
 		return nil, nil, err
 	}
-	c, err := p.adopt(nc, release)
+	c, err := p.adopt(nc, release, given)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -269,8 +276,14 @@ func (p *Pool) openTLS(ctx context.Context, alpn []string) (*tls.Conn, *conn, er
 // is the SPIFFE id that the endpoint proved, "" without TLS. The error is an
 // [*Error].
 func (p *Pool) Connect(ctx context.Context) (c netio.Conn, peer string, err error) {
+	p.mu.Lock()
+	draining := p.draining
+	p.mu.Unlock()
+	if draining {
+		return nil, "", &Error{Kind: Gone, Detail: "the endpoint is being removed"}
+	}
 	if p.c.TLS == nil {
-		pc, err := p.open(ctx)
+		pc, err := p.open(ctx, true)
 		if err != nil {
 			return nil, "", asError(ctx, err)
 		}
@@ -278,7 +291,7 @@ func (p *Pool) Connect(ctx context.Context) (c netio.Conn, peer string, err erro
 	}
 	// No ALPN: what is inside is opaque, and a server that knows only HTTP
 	// names must not refuse it.
-	tc, raw, err := p.openTLS(ctx, nil)
+	tc, raw, err := p.openTLS(ctx, nil, true)
 	if err != nil {
 		return nil, "", asError(ctx, err)
 	}
@@ -307,9 +320,34 @@ func (p *Pool) Drain() {
 	p.draining = true
 	p.mu.Unlock()
 	p.closeIdle()
+	p.closeUnused()
 }
 
-func (p *Pool) closeIdle() { p.main.CloseIdleConnections() }
+func (p *Pool) closeIdle() {
+	p.main.CloseIdleConnections()
+	if p.h2c != nil {
+		p.h2c.CloseIdleConnections()
+	}
+}
+
+// closeUnused closes the connections of a drained pool without requests.
+// net/http alone would keep one whose last stream it has not cleaned up yet,
+// for as long as the idle time-out.
+func (p *Pool) closeUnused() {
+	p.mu.Lock()
+	var unused []*conn
+	if p.draining && p.inUse == 0 {
+		for c, given := range p.conns {
+			if !given {
+				unused = append(unused, c)
+			}
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range unused {
+		_ = c.Close()
+	}
+}
 
 // Close ends everything at once.
 func (p *Pool) Close() {
@@ -344,7 +382,7 @@ func (p *Pool) end() {
 	last := p.draining && p.inUse == 0
 	p.mu.Unlock()
 	if last {
-		p.closeIdle()
+		p.closeUnused()
 	}
 }
 

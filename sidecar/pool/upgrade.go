@@ -53,9 +53,9 @@ func (p *Pool) upgrade(hreq *http.Request, over func()) (*stream.Response, Excha
 
 func (p *Pool) upgradeConn(ctx context.Context, x *Exchange) (netio.Conn, error) {
 	if p.c.TLS == nil {
-		return p.open(ctx)
+		return p.open(ctx, false)
 	}
-	tc, raw, err := p.openTLS(ctx, []string{"http/1.1"})
+	tc, raw, err := p.openTLS(ctx, []string{"http/1.1"}, false)
 	if err != nil {
 		return nil, err
 	}

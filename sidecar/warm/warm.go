@@ -110,7 +110,7 @@ func (w *Warmer) Run(ctx context.Context) error {
 		answered := w.take()
 		next, wake := w.step(time.Now(), w.cfg.FetchTimeout)
 		next.Complete = answered && len(next.Pending) == 0
-		w.subscribe(subs)
+		w.subscribe(subs, answered)
 		if answered && (last == nil || last.Version != next.Version || last.Complete != next.Complete || !slices.Equal(last.Absent, next.Absent)) {
 			last = next
 			w.warn(next, warned)
@@ -157,7 +157,10 @@ func (w *Warmer) take() bool {
 	return answered
 }
 
-func (w *Warmer) subscribe(have map[resource.Type][]string) {
+// subscribe passes on what is wanted. Who uses a secret is known only once
+// listeners and clusters are there; before, a subscription to some would make
+// the client forget the others that it has on disk.
+func (w *Warmer) subscribe(have map[resource.Type][]string, answered bool) {
 	if w.cfg.Subscriber == nil {
 		return
 	}
@@ -167,6 +170,9 @@ func (w *Warmer) subscribe(have map[resource.Type][]string) {
 	}
 	for _, t := range []resource.Type{resource.TypeSecret, resource.TypeEndpoints, resource.TypeRoute} {
 		slices.Sort(want[t])
+		if t == resource.TypeSecret && !answered {
+			continue
+		}
 		if !slices.Equal(have[t], want[t]) {
 			have[t] = want[t]
 			w.cfg.Subscriber.Subscribe(t, slices.Clone(want[t]))

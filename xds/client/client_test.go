@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,18 +93,21 @@ type world struct {
 	net  *xdstest.Net
 }
 
+// run calls f with a world, in a bubble of virtual time.
 func run(t *testing.T, f func(w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		w := &world{T: t, mesh: xdstest.NewMesh()}
-		w.srv = server.New(server.Config{Authoriser: w.mesh, Provider: w.mesh, Origin: "cp-1", Peer: xdstest.Peer, Encode: xdstest.Encode})
-		w.net = xdstest.Listen(w.srv.Register, server.ServerOptions()...)
-		defer func() {
-			w.srv.Close()
-			w.net.Close()
-		}()
-		f(w)
-	})
+	synctest.Test(t, func(t *testing.T) { inside(t, f) })
+}
+
+func inside(t *testing.T, f func(w *world)) {
+	w := &world{T: t, mesh: xdstest.NewMesh()}
+	w.srv = server.New(server.Config{Authoriser: w.mesh, Provider: w.mesh, Origin: "cp-1", Peer: xdstest.Peer, Encode: xdstest.Encode})
+	w.net = xdstest.Listen(w.srv.Register, server.ServerOptions()...)
+	defer func() {
+		w.srv.Close()
+		w.net.Close()
+	}()
+	f(w)
 }
 
 // change reports c, and that web's names may be others.
@@ -458,11 +462,11 @@ func TestServerEndsTheStream(t *testing.T) {
 // silentServer takes streams and says nothing.
 type silentServer struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	streams int
+	streams atomic.Int32
 }
 
 func (s *silentServer) DeltaAggregatedResources(g discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	s.streams++
+	s.streams.Add(1)
 	<-g.Context().Done()
 	return nil
 }
@@ -474,14 +478,36 @@ func TestSilentServerIsLeft(t *testing.T) {
 		c, _, stop := w.start(client.Config{Dial: func(context.Context) (*grpc.ClientConn, error) { return net.Dial("web", client.DialOptions()...) }})
 		time.Sleep(65 * time.Second)
 		synctest.Wait()
-		if mute.streams < 2 {
-			t.Errorf("%d streams in 65 s of silence", mute.streams)
+		if n := mute.streams.Load(); n < 2 {
+			t.Errorf("%d streams in 65 s of silence", n)
 		}
 		if e := c.Status().LastError; !strings.Contains(e, "did not answer") {
 			t.Errorf("the error is %q", e)
 		}
 		stop()
 		net.Close()
+	})
+}
+
+// A connection over which nothing arrives any more, without an end: gRPC's
+// keepalive finds it, and what changed meanwhile comes over the next one.
+func TestHalfDeadConnection(t *testing.T) {
+	both(t, func(t *testing.T, sotw bool) {
+		run(t, func(w *world) {
+			w.mesh.Set(cluster("a", 1))
+			c, k, _ := w.start(client.Config{SotW: sotw})
+			expect(t, k.took(), "CDS +a")
+			w.net.Stall()
+			w.change(w.mesh.Set(cluster("a", 2)))
+			expect(t, k.took(), "CDS +a") // this way still works, its ACK is lost
+			w.change(w.mesh.Set(cluster("a", 3)))
+			expect(t, k.took())
+			time.Sleep(45 * time.Second)
+			expect(t, k.took(), "CDS +a")
+			if st := c.Status(); !st.Connected || time.Since(st.Since) > 25*time.Second {
+				t.Errorf("status: %+v", st)
+			}
+		})
 	})
 }
 
@@ -541,6 +567,7 @@ func TestWritesAreGathered(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		if s.saves != 1 {
 			t.Errorf("%d writes for 20 changes within 2 s", s.saves)
 		}

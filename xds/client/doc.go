@@ -3,26 +3,27 @@
 // the last good set on disk, and resumes with the versions it holds.
 //
 // Owns: the stream, ACK and NACK, subscriptions, back-off, retained versions,
-// the last good snapshot on disk. Does not know: what resources mean.
+// the last good set on disk. Does not know: what resources mean.
 //
-// The surface (signatures are fixed; the rest is the owner's):
+// Entry points: [New], [Client.Run], [Client.Subscribe]; [NewFileStore].
+// Read first: client_test.go.
 //
-//	type Config struct {
-//		Node    Node                 // ID, Cluster, Metadata; user agent "parrel"
-//		Dial    func(ctx context.Context) (*grpc.ClientConn, error) // one attempt; closed by the client
-//		SotW    bool
-//		Store   Store                // nil: nothing on disk
-//		Check   func(resource.Resource) error // beyond Decode and Validate: can this sidecar execute it?
-//		Handler Handler
-//		Log *slog.Logger; Rand func() uint64; Backoff
-//	}
-//	// Update is what one response, or the disk, changed of one type.
-//	type Update struct { Type resource.Type; Upserted []resource.Resource; Removed []string; Versions map[string]string; FromDisk bool; Warnings []wire.Warning }
-//	type Handler interface { Apply(Update) } // one at a time, in order
-//	func New(Config) (*Client, error)
-//	func (c *Client) Subscribe(t resource.Type, names []string) // whole set for RDS, EDS, SDS; LDS and CDS are wildcard
-//	func (c *Client) Run(ctx context.Context) error
-//	func (c *Client) Status() Status // connected, since, per type: versions, last NACK with type, name, field, reason
-//	type Store interface { Load() (*State, error); Save(*State) error }
-//	func NewFileStore(path string, ...) Store // checksummed, atomic rename, 0600, previous generation kept
+// # Invariants
+//
+//   - Nothing that was accepted is ever taken away by a failure: not by a bad
+//     resource, a lost stream, a server that is silent, or a restart. Only the
+//     server's word (a removal, an absence) or Subscribe ends a resource.
+//   - A bad resource is refused alone. The NACK's error_detail names type, name,
+//     field and reason in its message, and carries one google.rpc.ErrorInfo per
+//     refused resource; all others of the response are in use.
+//   - Handler.Apply gets updates one at a time, in order, from Run's goroutine:
+//     first what was on disk, in make-before-break order, then the server's. It
+//     has returned before the response is acknowledged.
+//   - On disk is what was accepted, never a private key. The file is checksummed
+//     and replaced as a whole; a damaged, foreign or too old one is not used, the
+//     generation before it is, and the error says so.
+//
+// State of the world does not say that a route, an endpoint set or a secret is
+// gone: they end when Subscribe no longer names them. On a new stream, clusters
+// that are absent go only after listeners and routes were answered for.
 package client

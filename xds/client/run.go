@@ -51,7 +51,7 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
-	c.lost(ctx.Err())
+	c.lost(nil)
 	return ctx.Err()
 }
 
@@ -61,10 +61,11 @@ func (c *Client) lost(err error) {
 	if c.status.Connected {
 		c.status.Connected, c.status.Since = false, time.Now()
 	}
-	c.status.Attempts++
-	if err != nil {
-		c.status.LastError = err.Error()
+	if err == nil { // Run is ending
+		return
 	}
+	c.status.Attempts++
+	c.status.LastError = err.Error()
 }
 
 // alive notes that the server answered.

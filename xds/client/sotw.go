@@ -19,7 +19,11 @@ type sotwSession struct {
 	send  func(*discovery.DiscoveryRequest) error
 	begun bool
 	asked map[resource.Type][]string // present: a first request was sent
-	nonce map[resource.Type]string
+	nonce map[resource.Type]string   // present: a response was taken
+	// gone are clusters absent from the stream's first response. A new stream's
+	// server does not know what this client's listeners still refer to, so they
+	// go once the listeners, and the routes, have been answered for.
+	gone []string
 }
 
 func (s *sotwSession) put(r *discovery.DiscoveryRequest) error {
@@ -60,12 +64,21 @@ func (s *sotwSession) take(r *discovery.DiscoveryResponse) error {
 	}
 	b := c.take(ts, list)
 	if ts.wildcard && !b.blind { // with an unnamed one among them nobody knows what is absent
-		b.update.Removed = c.remove(ts, c.absent(ts, b.seen))
+		gone := c.absent(ts, b.seen)
+		if _, later := s.nonce[t]; t == resource.TypeCluster && !later {
+			s.gone = gone
+		} else {
+			b.update.Removed = c.remove(ts, gone)
+			if t == resource.TypeCluster {
+				s.gone = nil
+			}
+		}
 	}
 	c.hand(b.update)
 	c.settle(ts, b.refused)
 
 	s.nonce[t] = r.GetNonce()
+	s.letGo()
 	c.mu.Lock()
 	if len(b.refused) == 0 {
 		ts.version = r.GetVersionInfo()
@@ -80,6 +93,20 @@ func (s *sotwSession) take(r *discovery.DiscoveryResponse) error {
 		ack.ErrorDetail = refusal.Status(b.refused)
 	}
 	return s.put(ack)
+}
+
+// letGo removes the clusters held back, as soon as nothing can refer to them.
+func (s *sotwSession) letGo() {
+	c, routes := s.c, s.c.types[resource.TypeRoute]
+	want, _, _ := c.subscription(routes)
+	_, listeners := s.nonce[resource.TypeListener]
+	if _, ok := s.nonce[resource.TypeRoute]; len(s.gone) == 0 || !listeners || !ok && len(want) > 0 {
+		return
+	}
+	clusters := c.types[resource.TypeCluster]
+	removed := c.remove(clusters, s.gone)
+	s.gone = nil
+	c.hand(Update{Type: clusters.typ, Removed: removed})
 }
 
 // absent are the names held that a whole response did not carry.

@@ -6,4 +6,14 @@
 //
 // Owns: chain match, route match, split, rewrite, authorisation; verdict and
 // trace. Does not know: sockets, clocks, randomness, protos.
+//
+// Entry points: [CompileListener], [CompileRoutes] and [CompileRBAC] compile a
+// valid resource once; [Chains.Match], [Routes.Route] and [RBAC.Authorise]
+// decide, concurrently, without allocating where no trace is asked for and
+// nothing is rewritten.
+//
+// Invariants: a trace never changes a verdict; routing and authorisation look
+// at the same path ([PathOf]); in authorisation what cannot be told never opens
+// a door (see truth). Read first: TestUnknownNeverOpensADoor,
+// TestIndexAgainstLinear, TestChainsAgainstNarrowing.
 package decide

@@ -239,7 +239,12 @@ type fail struct {
 	err   error
 }
 
-func (e *fail) Error() string { return "." + e.field + ": " + e.err.Error() }
+func (e *fail) Error() string {
+	if in, ok := e.err.(*fail); ok {
+		return "." + e.field + in.Error()
+	}
+	return "." + e.field + ": " + e.err.Error()
+}
 func (e *fail) Unwrap() error { return e.err }
 
 func failed(field string, err error) error {
@@ -270,7 +275,10 @@ func tree[T any](k nodeKind, field string, subs []T, compile func(*T) (node, err
 	for i := range subs {
 		var err error
 		if n.sub[i], err = compile(&subs[i]); err != nil {
-			return n, failed(fmt.Sprintf("%s[%d]", field, i), err)
+			if k != nodeNot {
+				field = fmt.Sprintf("%s[%d]", field, i)
+			}
+			return n, failed(field, err)
 		}
 	}
 	return n, nil

@@ -10,4 +10,7 @@
 // Invariants: a resource is never changed after it was handed on. The law is
 // wire.Decode(wire.Encode(x)) == x for every valid x; empty and nil slices and
 // maps are the same value (Normalise makes them nil).
+//
+// Entry points: Validate on each type, [Normalise], [Equal], [Hash]. Tests draw
+// valid resources from xds/resource/resourcetest. Read first: TestValidate.
 package resource

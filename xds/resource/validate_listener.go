@@ -112,6 +112,9 @@ func (c *check) tcp(at string, t *TCPProxy) {
 	if len(t.Weighted) > 0 {
 		c.weights(at+".weighted_clusters", t.Weighted)
 		for i := range t.Weighted {
+			if t.Weighted[i].Weight == 0 {
+				c.failf(fmt.Sprintf("%s.weighted_clusters.clusters[%d].weight", at, i), "must be at least 1; leave the cluster out")
+			}
 			if !isZero(t.Weighted[i].RequestHeaders) || !isZero(t.Weighted[i].ResponseHeaders) {
 				c.failf(fmt.Sprintf("%s.weighted_clusters.clusters[%d]", at, i), "opaque TCP has no headers to change")
 			}

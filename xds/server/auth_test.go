@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parrel-mesh/parrel/xds/internal/xdstest"
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -311,5 +314,68 @@ func TestCloseEndsStreams(t *testing.T) {
 		if err := c.ended(); status.Code(err) != codes.Unavailable {
 			t.Errorf("after Close: %v", err)
 		}
+	})
+}
+
+// The stream ends with the certificate that opened it.
+func TestExpiredCertificateEndsTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mesh := xdstest.NewMesh()
+		srv := server.New(server.Config{Authoriser: mesh, Provider: mesh, Encode: xdstest.Encode})
+		uri, _ := url.Parse("spiffe://mesh.test/svc/web")
+		ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{}, AuthInfo: credentials.TLSInfo{
+			State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{{URIs: []*url.URL{uri}, NotAfter: time.Now().Add(72 * time.Hour)}}},
+		}})
+		ctx, cancel := context.WithCancel(ctx)
+		f := &fakeStream{ctx: ctx, reqs: make(chan *discovery.DeltaDiscoveryRequest, 4), got: make(chan int, 4)}
+		f.reqs <- &discovery.DeltaDiscoveryRequest{Node: &core.Node{Id: "web"}, TypeUrl: string(resource.TypeListener)}
+		done := make(chan error, 1)
+		go func() { done <- srv.DeltaAggregatedResources(f) }()
+		time.Sleep(71 * time.Hour)
+		synctest.Wait()
+		if len(srv.Connected()) != 1 {
+			t.Fatal("the stream ended before its certificate")
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "expired") {
+				t.Errorf("ended with %v", err)
+			}
+		default:
+			t.Error("the stream outlives its certificate")
+		}
+		cancel()
+		srv.Close()
+	})
+}
+
+// A resource that cannot be serialised does not take the one before it away.
+func TestEncodeFailureKeepsTheLastGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{T: t, mesh: xdstest.NewMesh()}
+		w.srv = server.New(server.Config{Authoriser: w.mesh, Provider: w.mesh, Peer: xdstest.Peer, Encode: func(r resource.Resource) (*anypb.Any, error) {
+			if c, ok := r.(*resource.Cluster); ok && c.ConnectTimeout == 13*time.Second {
+				return nil, errors.New("cannot")
+			}
+			return xdstest.Encode(r)
+		}})
+		w.net = xdstest.Listen(w.srv.Register)
+		c := w.delta("web")
+		defer func() {
+			c.close()
+			w.srv.Close()
+			w.net.Close()
+		}()
+		w.mesh.Set(clusterV("a", 1), clusterV("b", 1), clusterV("never", 13))
+		c.subscribe(resource.TypeCluster)
+		c.expect("CDS +a +b")
+		w.change(w.mesh.Set(clusterV("a", 13), clusterV("b", 2)))
+		c.expect("CDS +b")
+		ch := w.mesh.Set(clusterV("a", 3))
+		ch.All = true
+		w.change(ch)
+		c.expect("CDS +a")
 	})
 }

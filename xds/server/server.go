@@ -153,7 +153,7 @@ type Metrics struct {
 	Streams       int64 // open now
 	StreamsOpened uint64
 	StreamsDenied uint64            // refused by authentication or authorisation
-	StreamsClosed map[string]uint64 // by reason: client, slow, silent, denied, limit, shutdown
+	StreamsClosed map[string]uint64 // by reason: client, slow, silent, denied, limit, expired, shutdown
 	Responses     map[string]uint64 // by type (LDS, …)
 	Bytes         map[string]uint64 // by type
 	ACKs, NACKs   map[string]uint64 // by type

@@ -104,6 +104,12 @@ func (s *Server) serve(ctx context.Context, isSotW bool, run func(context.Contex
 	st.first = time.AfterFunc(s.cfg.Limits.FirstRequest, func() {
 		st.fail("silent", status.Errorf(codes.DeadlineExceeded, "xds/server: no request within %s of opening the stream", s.cfg.Limits.FirstRequest))
 	})
+	if end, ok := notAfter(ctx); ok { // who still has an identity comes back with a new certificate
+		t := time.AfterFunc(time.Until(end), func() {
+			st.fail("expired", status.Error(codes.Unauthenticated, "xds/server: the certificate of this connection has expired; connect again with a current one"))
+		})
+		defer t.Stop()
+	}
 	done := make(chan error, 1)
 	go func() {
 		defer s.wg.Done()
@@ -299,6 +305,19 @@ func (st *stream) unanswered(typ string, wait time.Duration) {
 	err := fmt.Sprintf("xds/server: node %q %s a response (%s) within %s; the stream is closed, connect again", node, did, typ, wait)
 	st.srv.cfg.Log.Warn("xds/server: a client fell behind and is disconnected", "node", node, "remote", st.remote, "type", typ, "reason", reason)
 	st.fail(reason, status.Error(codes.DeadlineExceeded, err))
+}
+
+// notAfter is when the certificate of the stream's peer ends.
+func notAfter(ctx context.Context) (time.Time, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return time.Time{}, false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return time.Time{}, false
+	}
+	return info.State.PeerCertificates[0].NotAfter, true
 }
 
 type deltaStream struct {

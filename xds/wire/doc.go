@@ -1,15 +1,20 @@
 // Package wire translates between xds/resource and Envoy's v3 protos, one file
 // per type and extension, and holds the table of honoured fields.
 //
-// Owns: Encode, Decode, the table. Does not know: streams.
-// The law: Decode(Encode(x)) == x for every valid x. Nothing is ignored in
-// silence: Decode walks every populated field by protoreflect against the
-// table; an unhonoured field in RBAC, TLS and JWT refuses the resource, and is
-// a named warning elsewhere.
+// Owns: [Encode], [Decode], the table. Does not know: streams.
 //
-// The surface (signatures are fixed):
+// The law: Decode(Encode(x)) == x for every valid, normalised x, and equal
+// resources give equal bytes. Nothing is ignored in silence: Decode walks every
+// populated field by protoreflect against the table; an unhonoured field in
+// RBAC, TLS and JWT refuses the resource, and is a named [Warning] elsewhere. A
+// route whose match is only half understood is left out, a filter chain refuses
+// its listener, an unknown filter does unless it is optional, and an unknown
+// transport socket is never taken for plaintext.
 //
-//	func Encode(r resource.Resource) (*anypb.Any, error) // deterministic
-//	func Decode(a *anypb.Any) (resource.Resource, []Warning, error) // error: *Error{Type, Name, Field, Reason}, possibly joined
-//	type Warning struct { Type resource.Type; Name, Field, Reason string }
+// For grpc-go, certificate provider instances ([resource.CertSource].Provider)
+// are written in the form that it takes: no tls_params, and SAN matchers in the
+// deprecated field too, which Envoy would refuse beside the typed one.
+//
+// Read first: TestLawListener and its kin, testdata/honoured.txt,
+// testdata/foreign.golden.
 package wire

@@ -94,7 +94,7 @@ services:
     {destination_name: orders, local_bind_port: 9002, config: {connect_timeout_ms: 1000}},
     {destination_name: users, local_bind_port: 9003}]}}}}
 - {name: orders, port: 8082, connect: {sidecar_service: {}}}
-- {name: users, id: users-1, port: 8083, meta: {version: v1}, weights: {passing: 3, warning: 1}, connect: {sidecar_service: {}}}
+- {name: users, id: users-1, port: 8083, meta: {version: v1}, connect: {sidecar_service: {weights: {passing: 3, warning: 1}}}}
 - {name: users, id: users-2, port: 8084, meta: {version: v2}, health: critical, connect: {sidecar_service: {}}}
 entries:
 - {kind: proxy-defaults, name: global, config: {protocol: http}}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -36,8 +37,7 @@ func Encode(r resource.Resource) (*anypb.Any, error) {
 	return &anypb.Any{TypeUrl: string(r.ResourceType()), Value: b}, nil
 }
 
-// Bad is a marker: a resource whose name ends in it, or a cluster whose SNI-free
-// EDSName is it, is refused by Decode.
+// Bad as a cluster's EDSName makes Decode refuse the cluster.
 const Bad = "!bad"
 
 // Decode is Encode's inverse. A cluster with EDSName Bad is refused with field
@@ -81,7 +81,6 @@ type Mesh struct {
 	lazy    map[server.Key]bool                         // exists, but in no wildcard
 	made    map[server.Key]int                          // calls of Resource
 	named   int                                         // calls of Names
-	Deny    func(peer spiffeid.ID, node string) error   // nil: a node is the last segment of its peer's id
 }
 
 // NewMesh makes an empty mesh.
@@ -206,11 +205,9 @@ func (m *Mesh) Made(t resource.Type, name string) int {
 	return m.made[server.Key{Type: t, Name: name}]
 }
 
-// Authorise implements server.Authoriser.
+// Authorise implements server.Authoriser: a node is the last segment of its
+// peer's id.
 func (m *Mesh) Authorise(_ context.Context, peer spiffeid.ID, node string, _ server.Dialect) (server.Workload, error) {
-	if m.Deny != nil {
-		return server.Workload{}, m.Deny(peer, node)
-	}
 	if p := peer.Path(); p[strings.LastIndexByte(p, '/')+1:] != node {
 		return server.Workload{}, fmt.Errorf("%q is no proxy of that service", node)
 	}
@@ -235,7 +232,7 @@ type Net struct {
 	done chan struct{}
 
 	mu    sync.Mutex
-	conns []net.Conn
+	conns []*stallConn
 	down  bool
 }
 
@@ -273,6 +270,28 @@ func (n *Net) Down(down bool) {
 	}
 }
 
+// Stall makes the open connections half-dead: what clients write is lost, and
+// nobody is told. New connections work.
+func (n *Net) Stall() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.conns {
+		c.stalled.Store(true)
+	}
+}
+
+type stallConn struct {
+	net.Conn
+	stalled atomic.Bool
+}
+
+func (c *stallConn) Write(b []byte) (int, error) {
+	if c.stalled.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
 // Dial connects as a peer: "" for a client without a certificate.
 func (n *Net) Dial(peer string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///xds", append([]grpc.DialOption{
@@ -289,9 +308,10 @@ func (n *Net) Dial(peer string, opts ...grpc.DialOption) (*grpc.ClientConn, erro
 				return nil, err
 			}
 			n.mu.Lock()
-			n.conns = append(n.conns, c)
-			n.mu.Unlock()
-			return c, nil
+			defer n.mu.Unlock()
+			s := &stallConn{Conn: c}
+			n.conns = append(n.conns, s)
+			return s, nil
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, s grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
 			if peer != "" {

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/parrel-mesh/parrel/controlplane"
+	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/discovery/consul"
+	"github.com/parrel-mesh/parrel/discovery/file"
+	"github.com/parrel-mesh/parrel/mtls/ca"
+)
+
+// controlplaneFlags are the command's flags.
+type controlplaneFlags struct {
+	grpcBind, httpBind string
+	advertise          []string
+	apiHosts           []string
+	caDir, trustDomain string
+	datacenter         string
+	defaultIntention   string
+	drain              time.Duration
+	catalogDir         string
+	noChecks           bool
+	consul             consul.Config
+	log                logFlags
+}
+
+func controlplaneCommand() *cobra.Command {
+	var f controlplaneFlags
+	cmd := &cobra.Command{
+		Use:   "controlplane",
+		Short: "Run the control plane",
+		Long: `Reads the catalogue, policy and config entries from Consul (CONSUL_HTTP_ADDR,
+CONSUL_HTTP_TOKEN, CONSUL_CACERT and the rest of Consul's variables are
+honoured) or from a folder of Consul's own definition files, and streams Envoy's
+xDS to the sidecars. Signs their identities with the CA in --ca-dir, which is
+made where there is none; several control planes may share that directory.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := f.log.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			return f.run(cmd.Context(), logger)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.grpcBind, "grpc-bind", "127.0.0.1:15012", "address for xDS and joining; to serve other hosts bind one that they reach")
+	fs.StringVar(&f.httpBind, "http-bind", "127.0.0.1:15080", "address of the JSON API; \"\" turns it off")
+	fs.StringArrayVar(&f.advertise, "advertise", nil, "DNS name or IP address under which foreign xDS clients know the control plane; repeat for several")
+	fs.StringArrayVar(&f.apiHosts, "api-host", nil, "Host header that the API answers to beside loopback's names; repeat for several")
+	fs.StringVar(&f.caDir, "ca-dir", "", "directory of the built-in CA (0700); required")
+	fs.StringVar(&f.trustDomain, "trust-domain", "", "trust domain of a new CA (default: a random one, UUID.parrel)")
+	fs.StringVar(&f.datacenter, "datacenter", "dc1", "the datacenter of this mesh")
+	fs.StringVar(&f.defaultIntention, "default-intention", "", "allow or deny a call that no intention names (default: what Consul says, else deny)")
+	fs.DurationVar(&f.drain, "drain-time", 5*time.Second, "how long calls in hand may take at the end")
+	fs.StringVar(&f.catalogDir, "catalog-dir", "", "read this folder of definitions and config entries instead of Consul")
+	fs.BoolVar(&f.noChecks, "no-checks", false, "with --catalog-dir: do not run the definitions' checks; every instance counts as passing")
+	fs.StringVar(&f.consul.Address, "http-addr", "", "Consul's HTTP address (default: CONSUL_HTTP_ADDR, else 127.0.0.1:8500)")
+	fs.StringVar(&f.consul.TokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
+	fs.StringVar(&f.consul.CAFile, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	f.log.bind(cmd)
+	return cmd
+}
+
+func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
+	if f.caDir == "" {
+		return errors.New("controlplane: where is the CA? Give --ca-dir, a directory that only this user can read; it is filled where it is empty")
+	}
+	if f.catalogDir != "" && f.consul.Address != "" {
+		return errors.New("controlplane: --catalog-dir and --http-addr name two catalogues: give one")
+	}
+	action := discovery.IntentionAction(f.defaultIntention)
+	if action != "" && action != discovery.Allow && action != discovery.Deny {
+		return fmt.Errorf("controlplane: --default-intention %q: use allow or deny", f.defaultIntention)
+	}
+	authority, err := f.openCA(log)
+	if err != nil {
+		return err
+	}
+	dns, ips := f.names()
+	identity, err := authority.ControlPlaneCert(ctx, dns, ips)
+	if err != nil {
+		return err
+	}
+	source, err := f.source(action, log)
+	if err != nil {
+		return err
+	}
+	xds, err := net.Listen("tcp", f.grpcBind)
+	if err != nil {
+		return fmt.Errorf("controlplane: cannot listen for xDS: %w; choose another address with --grpc-bind", err)
+	}
+	var api net.Listener
+	if f.httpBind != "" {
+		if api, err = net.Listen("tcp", f.httpBind); err != nil {
+			xds.Close()
+			return fmt.Errorf("controlplane: cannot listen for the API: %w; choose another address with --http-bind", err)
+		}
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		name = "parrel"
+	}
+	cp, err := controlplane.New(controlplane.Config{
+		Name: name, Datacenter: f.datacenter, DefaultIntention: action, Drain: f.drain, APIHosts: f.apiHosts,
+	}, controlplane.Deps{
+		Source: source, Issuer: authority, Identity: identity, Tokens: authority, XDS: xds, API: api,
+		Background: []func(context.Context) error{identity.Run}, Log: log,
+	})
+	if err != nil {
+		xds.Close()
+		if api != nil {
+			api.Close()
+		}
+		return err
+	}
+	log.Info("control plane", "xds", xds.Addr().String(), "api", f.httpBind, "trust_domain", authority.TrustDomain().Name())
+	return cp.Run(ctx)
+}
+
+func (f *controlplaneFlags) openCA(log *slog.Logger) (*ca.CA, error) {
+	name := f.trustDomain
+	if name == "" {
+		if _, err := os.Stat(f.caDir); err == nil {
+			// What is there has its trust domain; an empty folder says so.
+			if a, err := ca.Open(f.caDir, ca.Config{Log: log}); err == nil {
+				return a, nil
+			} else if entries, readErr := os.ReadDir(f.caDir); readErr != nil || len(entries) > 0 {
+				return nil, err
+			}
+		}
+		var id [16]byte
+		if _, err := rand.Read(id[:]); err != nil {
+			return nil, err
+		}
+		name = fmt.Sprintf("%x-%x-%x-%x-%x.parrel", id[0:4], id[4:6], id[6:8], id[8:10], id[10:])
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return nil, fmt.Errorf("controlplane: --trust-domain %q: %w", name, err)
+	}
+	return ca.Open(f.caDir, ca.Config{TrustDomain: td, Log: log})
+}
+
+// names are the SANs of the control plane's certificate for foreign clients;
+// our own check its SPIFFE id.
+func (f *controlplaneFlags) names() (dns []string, ips []netip.Addr) {
+	all := append([]string{"localhost", "127.0.0.1", "::1"}, f.advertise...)
+	if host, _, err := net.SplitHostPort(f.grpcBind); err == nil {
+		all = append(all, host)
+	}
+	for _, n := range all {
+		if ip, err := netip.ParseAddr(n); err == nil {
+			if !ip.IsUnspecified() {
+				ips = append(ips, ip)
+			}
+		} else if n != "" {
+			dns = append(dns, strings.ToLower(n))
+		}
+	}
+	return dns, ips
+}
+
+// source makes the catalogue. This is the list of catalogues.
+func (f *controlplaneFlags) source(action discovery.IntentionAction, log *slog.Logger) (discovery.Source, error) {
+	if f.catalogDir != "" {
+		return file.New(file.Config{Dir: f.catalogDir, Datacenter: f.datacenter, Checks: !f.noChecks, DefaultIntention: action, Log: log})
+	}
+	c := f.consul
+	c.Log = log
+	return consul.New(c)
+}

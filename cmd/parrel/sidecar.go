@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/parrel-mesh/parrel/discovery/consul"
+	"github.com/parrel-mesh/parrel/sidecar"
+	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/xds/resource"
+)
+
+// sidecarFlags are the command's flags.
+type sidecarFlags struct {
+	services         []string
+	proxyID          string
+	service          string
+	token, tokenFile string
+	bindAddress      string
+	accessLog        string
+	httpAddr         string
+	consulTokenFile  string
+	consulCA         string
+	cfg              sidecar.Config
+	log              logFlags
+}
+
+func sidecarCommand() *cobra.Command {
+	var f sidecarFlags
+	cmd := &cobra.Command{
+		Use:   "sidecar",
+		Short: "Run a sidecar for one service instance, or for several",
+		Long: `Runs the sidecar of a service instance: joins with a token, keeps its identity
+and its last good configuration in --data-dir, listens with mTLS where the
+proxy's registration says, and on loopback for each explicit upstream.
+
+--sidecar-for ID is the id of the service instance; repeated, one process
+carries several workloads, each with an identity and a stream of its own.
+ID=SERVICE names the service too, where no Consul agent can be asked.
+
+With a Consul agent (--http-addr or CONSUL_HTTP_ADDR) the sidecar looks its
+service up and registers its connect-proxy itself where nobody did; without one
+the proxy has to be registered already. A restart needs nothing but --data-dir.
+
+    parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), cmd) },
+	}
+	fs := cmd.Flags()
+	fs.StringArrayVar(&f.services, "sidecar-for", nil, "id of the service instance, ID or ID=SERVICE; repeat for several")
+	fs.StringVar(&f.proxyID, "proxy-id", "", "id of the proxy's registration, instead of or beside one --sidecar-for (default: ID-sidecar-proxy)")
+	fs.StringVar(&f.service, "service", "", "with --proxy-id: the name of the service")
+	fs.StringVar(&f.cfg.ControlPlane, "grpc-addr", "127.0.0.1:15012", "the control plane, HOST:PORT; several separated by commas")
+	fs.StringVar(&f.token, "token", "", "join token; needed at first contact only (better: --token-file)")
+	fs.StringVar(&f.tokenFile, "token-file", "", "file that holds the join token")
+	fs.StringVar(&f.cfg.DataDir, "data-dir", "", "directory for keys, identity and last good configuration (0700); required")
+	fs.StringVar(&f.cfg.Admin, "admin-bind", "127.0.0.1:15000", "admin listener: loopback HOST:PORT or unix:PATH; \"\" turns it off")
+	fs.StringVar(&f.cfg.Ready, "ready-bind", "", "further listener that answers GET /ready and nothing else, such as 0.0.0.0:15021")
+	fs.StringVar(&f.accessLog, "admin-access-log-path", "/dev/stdout", "access log; \"\" turns it off")
+	fs.DurationVar(&f.cfg.Drain, "drain-time", 10*time.Second, "how long requests in hand may take at the end")
+	fs.BoolVar(&f.cfg.SotW, "sotw", false, "use xDS state of the world, for control planes that have no delta")
+	fs.StringVar(&f.bindAddress, "bind-address", "", "address of a proxy that the sidecar registers itself (default: the service's)")
+	fs.StringVar(&f.httpAddr, "http-addr", "", "Consul agent on this host (default: CONSUL_HTTP_ADDR; none: Consul is not touched)")
+	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
+	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	f.log.bind(cmd)
+	return cmd
+}
+
+func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
+	logger, level, err := f.log.leveled(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	if f.cfg.Workloads, err = f.workloads(); err != nil {
+		return err
+	}
+	if f.accessLog != "" {
+		f.cfg.AccessLog = []resource.AccessLog{{Path: f.accessLog}}
+	}
+	f.cfg.Version = version
+	deps := sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level}
+	registrar, err := f.registrar(logger)
+	if err != nil {
+		return err
+	}
+	if registrar != nil {
+		defer registrar.Close()
+		deps.Registrar = localCatalogue{registrar}
+	}
+	s, err := sidecar.New(f.cfg, deps)
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
+
+// workloads reads --sidecar-for and --proxy-id.
+func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
+	if len(f.services) == 0 && f.proxyID == "" {
+		return nil, errors.New("sidecar: for which service instance? Give --sidecar-for ID, the id under which it is registered")
+	}
+	if f.token != "" && f.tokenFile != "" {
+		return nil, errors.New("sidecar: --token and --token-file are both given: give one")
+	}
+	if f.proxyID != "" && len(f.services) > 1 {
+		return nil, errors.New("sidecar: --proxy-id names one proxy and --sidecar-for several services: leave --proxy-id out")
+	}
+	base := sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
+	if len(f.services) == 0 {
+		if f.service == "" {
+			return nil, errors.New("sidecar: --proxy-id alone does not say which service it stands for: add --service NAME or --sidecar-for ID")
+		}
+		return []sidecar.Workload{base}, nil
+	}
+	var out []sidecar.Workload
+	for _, s := range f.services {
+		w := base
+		id, name, named := strings.Cut(s, "=")
+		w.ServiceID = id
+		if named {
+			w.Service = name
+		}
+		if id == "" || named && name == "" {
+			return nil, fmt.Errorf("sidecar: --sidecar-for %q: write ID or ID=SERVICE", s)
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+func (f *sidecarFlags) registrar(log *slog.Logger) (*consul.Registrar, error) {
+	if f.httpAddr == "" && os.Getenv("CONSUL_HTTP_ADDR") == "" {
+		log.Info("no Consul agent given: the proxy has to be registered already", "remedy", "--http-addr or CONSUL_HTTP_ADDR")
+		return nil, nil
+	}
+	return consul.NewRegistrar(consul.Config{Address: f.httpAddr, TokenFile: f.consulTokenFile, CAFile: f.consulCA, Log: log})
+}
+
+// localCatalogue gives the sidecar the part of Consul that it touches, in the
+// sidecar's own words: the planes and the catalogue do not know each other.
+type localCatalogue struct{ r *consul.Registrar }
+
+func (l localCatalogue) Lookup(ctx context.Context, id string) (sidecar.LocalService, error) {
+	s, err := l.r.Lookup(ctx, id)
+	if errors.Is(err, consul.ErrNotRegistered) {
+		return sidecar.LocalService{}, fmt.Errorf("%w: %w", sidecar.ErrNotRegistered, err)
+	}
+	if err != nil {
+		return sidecar.LocalService{}, err
+	}
+	out := sidecar.LocalService{ID: s.ID, Name: s.Name, Namespace: s.Namespace, Partition: s.Partition, Address: s.Address, Port: s.Port}
+	if p := s.Proxy; p != nil {
+		out.Proxy = &sidecar.LocalProxy{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port}
+	}
+	return out, nil
+}
+
+func (l localCatalogue) RegisterProxy(ctx context.Context, p sidecar.ProxyRegistration) error {
+	return l.r.RegisterProxy(ctx, consul.ProxyRegistration(p))
+}
+
+func (l localCatalogue) DeregisterProxy(ctx context.Context, id string) error {
+	return l.r.DeregisterProxy(ctx, id)
+}

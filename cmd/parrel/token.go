@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/parrel-mesh/parrel/mtls/ca"
+)
+
+func tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make tokens that let sidecars join",
+	}
+	cmd.AddCommand(tokenCreateCommand())
+	return cmd
+}
+
+func tokenCreateCommand() *cobra.Command {
+	var (
+		dir, domain string
+		spec        ca.TokenSpec
+	)
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Make a join token and print it",
+		Long: `Makes a join token on a host that has the CA's directory, and prints it.
+
+The token is short-lived, can be used once for each service that it names, gives
+the identity of these services and no other, and carries the hash of the root's
+key, by which a sidecar that has never been here knows the control plane.
+
+    parrel token create --ca-dir /var/lib/parrel/ca --service web > web.token`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(spec.Services) == 0 {
+				return errors.New("token create: for which service? Give --service NAME, once for each service that will join with the token")
+			}
+			if dir == "" {
+				return errors.New("token create: where is the CA? Give --ca-dir, the directory that the control plane has")
+			}
+			cfg := ca.Config{}
+			if domain != "" {
+				td, err := spiffeid.TrustDomainFromString(domain)
+				if err != nil {
+					return fmt.Errorf("token create: --trust-domain %q: %w", domain, err)
+				}
+				cfg.TrustDomain = td
+			}
+			authority, err := ca.Open(dir, cfg)
+			if err != nil {
+				return err
+			}
+			token, err := authority.Mint(spec)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), token)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&dir, "ca-dir", "", "the CA's directory")
+	f.StringVar(&domain, "trust-domain", "", "trust domain; needed only where the CA is made by this command")
+	f.StringArrayVar(&spec.Services, "service", nil, "service that may join; repeat for several")
+	f.StringVar(&spec.Datacenter, "datacenter", "dc1", "datacenter of the services")
+	f.StringVar(&spec.Namespace, "namespace", "", "namespace of the services (default \"default\")")
+	f.StringVar(&spec.Partition, "partition", "", "partition of the services (default \"default\")")
+	f.DurationVar(&spec.TTL, "ttl", 30*time.Minute, "how long the token can be used")
+	return cmd
+}

@@ -1,0 +1,47 @@
+package generate
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/parrel-mesh/parrel/controlplane/internal/meshtest"
+)
+
+// TestAnalyze holds the findings of a catalogue that has something of each.
+func TestAnalyze(t *testing.T) {
+	m := build(meshtest.MustRead(`
+services:
+- name: web
+  port: 80
+  connect: {sidecar_service: {proxy: {
+    mode: transparent, config: {protocol: http, envoy_dogstatsd_url: x},
+    upstreams: [
+      {destination_name: nobody, local_bind_port: 1},
+      {destination_type: prepared_query, destination_name: q, local_bind_port: 2},
+      {destination_name: plain, local_bind_port: 3, local_bind_address: web.internal},
+      {destination_name: fine, local_bind_port: 3, local_bind_address: 127.0.0.1}]}}}
+- {name: plain, port: 81}
+- {name: named, address: host.example, port: 82, connect: {sidecar_service: {}}}
+- {name: noport, connect: {sidecar_service: {}}}
+- {name: fine, port: 83, connect: {sidecar_service: {}}}
+entries:
+- {kind: service-defaults, name: web, protocol: carrier-pigeon, external_sni: x, mesh_gateway: {mode: local}, upstream_config: {defaults: {protocol: http}}}
+- {kind: service-router, name: web, routes: []}
+- kind: service-intentions
+  name: ghost
+  sources:
+  - {name: spectre, action: allow}
+  - {name: web, permissions: [{action: allow, http: {path_exact: /}}]}
+  - {name: web, peer: far, action: allow}
+`))
+	var b strings.Builder
+	for _, f := range Analyze(m) {
+		fmt.Fprintf(&b, "%s %s: %s %s: %s; %s; %s\n", f.Severity, f.Place, f.Entry, f.Field, f.Problem, f.Instead, f.Remedy)
+	}
+	golden(t, "testdata/analyze.golden", b.String())
+
+	if got := Analyze(build(meshtest.MustRead(meshtest.Shop))); len(got) > 0 {
+		t.Errorf("a mesh in order has findings: %+v", got)
+	}
+}

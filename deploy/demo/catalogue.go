@@ -1,0 +1,137 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+)
+
+// catalogue is where the demo's definitions and entries go.
+type catalogue interface {
+	flags() []string                                  // of the control plane
+	publish(ctx context.Context) error                // everything that is in the folder
+	put(ctx context.Context, file, text string) error // one definition or entry, new or changed
+	remove(ctx context.Context, id string) error      // one service instance
+}
+
+func (w *world) newCatalogue(ctx context.Context) (catalogue, error) {
+	if !w.cfg.Consul {
+		return fileCatalogue{w.l}, nil
+	}
+	c := &consulCatalogue{l: w.l, binary: w.cfg.ConsulBinary}
+	p := w.l
+	_, err := w.procs.start("consul", w.cfg.ConsulBinary, "agent", "-dev", "-node", "demo", "-datacenter", p.datacenter, "-log-level", "warn",
+		"-bind", "127.0.0.1", "-client", "127.0.0.1",
+		"-http-port", fmt.Sprint(p.consulHTTP), "-grpc-port", fmt.Sprint(p.consulGRPC), "-grpc-tls-port", "-1", "-dns-port", fmt.Sprint(p.consulDNS),
+		"-serf-lan-port", fmt.Sprint(p.consulSerf), "-serf-wan-port", fmt.Sprint(p.consulWAN), "-server-port", fmt.Sprint(p.consulRPC))
+	if err != nil {
+		return nil, err
+	}
+	return c, c.wait(ctx)
+}
+
+// fileCatalogue is the folder itself: the control plane watches it.
+type fileCatalogue struct{ l *layout }
+
+func (c fileCatalogue) flags() []string { return []string{"--catalog-dir", c.l.catalog()} }
+
+func (c fileCatalogue) publish(context.Context) error { return nil } // it is there already
+
+func (c fileCatalogue) put(_ context.Context, file, text string) error {
+	return writeFile(filepath.Join(c.l.catalog(), file), text)
+}
+
+func (c fileCatalogue) remove(_ context.Context, id string) error {
+	if err := os.Remove(filepath.Join(c.l.catalog(), id+".hcl")); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	return nil
+}
+
+// consulCatalogue talks to a real agent through Consul's own commands, as its
+// documents tell users to.
+type consulCatalogue struct {
+	l      *layout
+	binary string
+}
+
+func (c *consulCatalogue) addr() string { return fmt.Sprintf("127.0.0.1:%d", c.l.consulHTTP) }
+
+func (c *consulCatalogue) flags() []string { return []string{"--http-addr", c.addr()} }
+
+// wait returns when the agent has a leader.
+func (c *consulCatalogue) wait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.addr()+"/v1/catalog/nodes", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("demo: the Consul agent at %s has no leader after %s: %v", c.addr(), startTimeout, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (c *consulCatalogue) publish(ctx context.Context) error {
+	files, err := filepath.Glob(filepath.Join(c.l.catalog(), "*.hcl"))
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	sort.Slice(files, func(i, j int) bool { return isEntry(files[i]) && !isEntry(files[j]) }) // protocols before services
+	for _, f := range files {
+		if err := c.register(ctx, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func isEntry(file string) bool {
+	base := filepath.Base(file)
+	return strings.HasPrefix(base, "intentions-") || strings.HasPrefix(base, "service-defaults-")
+}
+
+func (c *consulCatalogue) put(ctx context.Context, file, text string) error {
+	path := filepath.Join(c.l.catalog(), file)
+	if err := writeFile(path, text); err != nil {
+		return err
+	}
+	return c.register(ctx, path)
+}
+
+func (c *consulCatalogue) register(ctx context.Context, file string) error {
+	if isEntry(file) {
+		return c.run(ctx, "config", "write", file)
+	}
+	return c.run(ctx, "services", "register", file)
+}
+
+func (c *consulCatalogue) remove(ctx context.Context, id string) error {
+	return c.run(ctx, "services", "deregister", "-id", id)
+}
+
+func (c *consulCatalogue) run(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, c.binary, args...)
+	cmd.Env = append(childEnv(), "CONSUL_HTTP_ADDR="+c.addr())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("demo: consul %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,55 @@
+package demo
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// reauthorisation is how long an open connection may outlive its permission.
+const reauthorisation = time.Second
+
+// denyEndsConnection holds a connection to ledger open, forbids it, and wants
+// it ended in time; then allows it again.
+func denyEndsConnection(ctx context.Context, w *world) (err error) {
+	addr := fmt.Sprintf("127.0.0.1:%d", w.l.find("api-1").upstreams["ledger"])
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := in.ReadString('\n'); err != nil {
+		return fmt.Errorf("no greeting from ledger: %w", err)
+	}
+	if err := w.cat.put(ctx, intentionFile("ledger"), intentions("ledger", "deny", "api")); err != nil {
+		return err
+	}
+	written := time.Now()
+	defer func() {
+		allow := w.cat.put(ctx, intentionFile("ledger"), intentions("ledger", "allow", "api"))
+		err = errors.Join(err, allow)
+	}()
+	if err := conn.SetReadDeadline(written.Add(reauthorisation)); err != nil {
+		return err
+	}
+	_, err = in.ReadByte()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("it was still open %s after the intention was written", reauthorisation)
+	case err == nil:
+		return errors.New("ledger spoke without being asked")
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	return nil // reset: ended as well
+}

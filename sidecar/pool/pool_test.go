@@ -1,0 +1,227 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/xds/resource"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// with runs a test on a pool to a server that answers with h.
+func with(t *testing.T, c Config, h http.HandlerFunc, f func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		m := netio.NewMemory()
+		client, server := m.Host("client", "10.0.0.1"), m.Host("server", "10.0.0.2")
+		l, err := server.Listen(t.Context(), "tcp", ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &http.Server{Handler: h, Protocols: new(http.Protocols), ErrorLog: log.New(io.Discard, "", 0)}
+		s.Protocols.SetHTTP1(true)
+		s.Protocols.SetUnencryptedHTTP2(true)
+		go s.Serve(l)
+		c.Network, c.Address = "tcp", "10.0.0.2:80"
+		p := New(c, client, Hooks{})
+		f(t, m, p, client, server)
+		p.Close()
+		s.Close()
+		time.Sleep(time.Minute)
+		if n := p.Conns(); n != 0 {
+			t.Errorf("%d connections are counted after Close", n)
+		}
+	})
+}
+
+func get(path string) *stream.Request {
+	return &stream.Request{Head: stream.RequestHead{Method: "GET", Scheme: "http", Authority: "a.test", Path: path, ContentLength: -1}}
+}
+
+func do(t *testing.T, p *Pool, r *stream.Request) string {
+	t.Helper()
+	resp, err := p.Do(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body == nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func kindOf(err error) Kind {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return 0
+}
+
+var protocols = []resource.Protocol{resource.ProtocolHTTP1, resource.ProtocolHTTP2}
+
+func TestConnectionsAreReused(t *testing.T) {
+	for _, proto := range protocols {
+		hello := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }
+		with(t, Config{Protocol: proto}, hello, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+			for range 200 {
+				if s := do(t, p, get("/")); s != "hello" {
+					t.Fatalf("got %q", s)
+				}
+				synctest.Wait()
+				if n := p.Conns(); n != 1 {
+					t.Fatalf("%d connections for one request at a time", n)
+				}
+			}
+		})
+	}
+}
+
+func TestIdleTimeout(t *testing.T) {
+	for _, proto := range protocols {
+		with(t, Config{Protocol: proto, IdleTimeout: time.Minute}, func(http.ResponseWriter, *http.Request) {},
+			func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+				do(t, p, get("/"))
+				time.Sleep(59 * time.Second)
+				if n := p.Conns(); n != 1 {
+					t.Errorf("%v: %d connections before the idle time-out", proto, n)
+				}
+				time.Sleep(2 * time.Second)
+				if n := p.Conns(); n != 0 {
+					t.Errorf("%v: %d connections after the idle time-out", proto, n)
+				}
+			})
+	}
+}
+
+func TestPathsArriveAsSent(t *testing.T) {
+	echo := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RequestURI) }
+	for _, proto := range protocols {
+		with(t, Config{Protocol: proto}, echo, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+			for _, path := range []string{"/", "/a%2Fb%20c", "/a?b=c&d", "/a?", "//double/x?q=//", "/%7Euser/ä%C3%A4", "/a/../b"} {
+				if got := do(t, p, get(path)); got != path {
+					t.Errorf("%v: %q arrived as %q", proto, path, got)
+				}
+			}
+		})
+	}
+}
+
+func TestFailuresAreTyped(t *testing.T) {
+	abort := func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) }
+	for _, proto := range protocols {
+		with(t, Config{Protocol: proto, ConnectTimeout: time.Second}, abort,
+			func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+				_, err := p.Do(t.Context(), get("/"))
+				var e *Error
+				if !errors.As(err, &e) || e.Kind != Reset || !e.Sent {
+					t.Errorf("aborted: %+v", err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				cancel()
+				if _, err := p.Do(ctx, get("/")); kindOf(err) != Cancelled {
+					t.Errorf("cancelled: %v", err)
+				}
+				server.Kill()
+				time.Sleep(time.Second)
+				_, err = p.Do(t.Context(), get("/"))
+				if !errors.As(err, &e) || e.Kind != Connect || e.Sent {
+					t.Errorf("refused: %+v", err)
+				}
+				server.Unplug()
+				start := time.Now()
+				if _, err := p.Do(t.Context(), get("/")); kindOf(err) != ConnectTimeout || time.Since(start) != time.Second {
+					t.Errorf("silent: %v after %v", err, time.Since(start))
+				}
+				p.Drain()
+				if _, err := p.Do(t.Context(), get("/")); kindOf(err) != Gone {
+					t.Errorf("drained: %v", err)
+				}
+				if _, _, err := p.Connect(t.Context()); kindOf(err) != Gone {
+					t.Errorf("drained: %v", err)
+				}
+			})
+	}
+}
+
+func TestGarbageIsAProtocolError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := netio.NewMemory().Host("h")
+		l, _ := h.Listen(t.Context(), "tcp", "localhost:80")
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Read(make([]byte, 4096))
+				io.WriteString(c, "SSH-2.0-OpenSSH\r\n\r\n")
+				c.Close()
+			}
+		}()
+		p := New(Config{Network: "tcp", Address: "127.0.0.1:80"}, h, Hooks{})
+		if _, err := p.Do(t.Context(), get("/")); kindOf(err) != Protocol || !strings.Contains(err.Error(), "SSH") {
+			t.Errorf("%v", err)
+		}
+		p.Close()
+		l.Close()
+	})
+}
+
+// A slow reader of a response stops the server after the windows are full.
+func TestBackPressure(t *testing.T) {
+	for _, proto := range protocols {
+		var wrote int
+		flood := func(w http.ResponseWriter, r *http.Request) {
+			for wrote < 64<<20 {
+				n, err := w.Write(make([]byte, 64<<10))
+				wrote += n
+				if err != nil {
+					return
+				}
+			}
+		}
+		with(t, Config{Protocol: proto}, flood, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+			resp, err := p.Do(t.Context(), get("/"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if wrote > 1<<20 {
+				t.Errorf("%v: the server could send %d bytes that nobody reads", proto, wrote)
+			}
+			resp.Body.Close()
+			synctest.Wait()
+		})
+	}
+}
+
+func TestDownstreamProtocol(t *testing.T) {
+	echo := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }
+	with(t, Config{Protocol: resource.ProtocolDownstream}, echo, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+		for proto, want := range map[stream.Protocol]string{stream.HTTP1: "HTTP/1.1", stream.HTTP2: "HTTP/2.0"} {
+			r := get("/")
+			r.Head.Protocol = proto
+			if got := do(t, p, r); got != want {
+				t.Errorf("a request that came by %s went by %s", proto, got)
+			}
+		}
+	})
+}
