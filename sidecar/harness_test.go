@@ -3,6 +3,7 @@ package sidecar
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -70,6 +71,8 @@ func inMesh(t *testing.T, f func(t *testing.T, m *mesh)) {
 		f(t, m)
 	})
 }
+
+type handler = client.Handler
 
 // identity is a fixed identity with nothing to run.
 type identity struct{ *mtls.Cell }
@@ -308,4 +311,8 @@ func within(t *testing.T, d time.Duration, what string, ok func() bool) {
 			t.Fatalf("not within %s: %s", d, what)
 		}
 	}
+}
+
+func pemOf(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

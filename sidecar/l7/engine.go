@@ -100,7 +100,10 @@ func New(c Config, d Deps) (*Engine, error) {
 	return e, nil
 }
 
-var _ listener.Handler = (*Engine)(nil)
+var (
+	_ listener.Handler = (*Engine)(nil)
+	_ Cluster          = (*cluster.Cluster)(nil)
+)
 
 // Serve serves one connection, HTTP/1.1 or HTTP/2, until it is over.
 func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
