@@ -84,7 +84,14 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	s.leaving.Add(len(s.workloads))
 	for _, w := range s.workloads {
 		g.start("workload "+w.cfg.name(), func(ctx context.Context) error {
-			return w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
+			err := w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
+			if err == nil || len(s.workloads) == 1 {
+				return err
+			}
+			// The others go on: /ready and the log say what is wrong with this one.
+			w.failed.Store(&err)
+			w.log.Error("sidecar: a workload cannot go on; the others of this process do", telemetry.KeyError, err.Error())
+			return nil
 		})
 	}
 	s.opened.Wait()
@@ -203,12 +210,22 @@ func (s *Sidecar) listenHTTP(g *group, name, network, address string, h http.Han
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	g.start(name, func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-		defer stop()
-		if err := srv.Serve(onlyConns{ln}); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
-			return err
+		ended := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(ended)
+			// Whoever asked for the end gets an answer.
+			soft, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			if srv.Shutdown(soft) != nil {
+				_ = srv.Close()
+			}
+		})
+		err := srv.Serve(onlyConns{ln})
+		if !stop() {
+			<-ended
+			return nil
 		}
-		return nil
+		return err
 	})
 	return nil
 }

@@ -74,6 +74,7 @@ func (f *feed) follow(ctx context.Context, name string, wait time.Duration, q qu
 	back := backoff{most: f.cfg.MaxBackoff, rand: f.cfg.Rand}
 	var last time.Time // of the latest news
 	for ctx.Err() == nil {
+		asked := time.Now()
 		meta, apply, err := f.ask(ctx, wait, cur.index, q)
 		if ctx.Err() != nil {
 			return
@@ -106,6 +107,10 @@ func (f *feed) follow(ctx context.Context, name string, wait time.Duration, q qu
 				sleep(ctx, f.cfg.Coalesce)
 			}
 			last = time.Now()
+		} else if time.Since(asked) < f.cfg.Coalesce {
+			// A server that answers at once with nothing new does not block; it
+			// must not be asked in a loop.
+			sleep(ctx, f.cfg.Coalesce)
 		}
 	}
 }

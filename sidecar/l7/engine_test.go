@@ -21,8 +21,6 @@ import (
 
 type tlsConfig = tls.Config
 
-func bubble(t *testing.T, f func(*testing.T)) { synctest.Test(t, f) }
-
 // get asks and gives status, body and response.
 func get(t *testing.T, c *http.Client, method, target string, body io.Reader, edit ...func(*http.Request)) (*http.Response, string) {
 	t.Helper()
@@ -185,7 +183,7 @@ func TestEarlyResponse(t *testing.T) {
 }
 
 func TestExpectContinue(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, echo, nil)
 		c := g.dial()
 		br := bufio.NewReader(c)
@@ -316,7 +314,7 @@ func TestTimeouts(t *testing.T) {
 }
 
 func TestUpgrade(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, func(ctx context.Context, req *stream.Request) (*stream.Response, error) {
 			if req.Head.Upgrade != "websocket" {
 				return ok("no"), nil
@@ -386,7 +384,7 @@ func TestPanicEndsOneRequest(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, func(ctx context.Context, req *stream.Request) (*stream.Response, error) {
 			time.Sleep(time.Second)
 			return ok("done"), nil

@@ -85,7 +85,7 @@ func grpcApp(ctx context.Context, req *stream.Request) (*stream.Response, error)
 }
 
 func TestGRPC(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, grpcApp, nil)
 		cc := g.grpc()
 		defer func() { _ = cc.Close() }()

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -184,7 +185,7 @@ func (g *rig) h2() *http.Client {
 func both(t *testing.T, f func(t *testing.T, client func(*rig) *http.Client)) {
 	t.Helper()
 	for name, c := range map[string]func(*rig) *http.Client{"http1": (*rig).h1, "http2": (*rig).h2} {
-		t.Run(name, func(t *testing.T) { bubble(t, func(t *testing.T) { f(t, c) }) })
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { f(t, c) }) })
 	}
 }
 

@@ -40,7 +40,7 @@ func TestMalformed(t *testing.T) {
 		"unknown expection": {"GET / HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n", 417},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				reached := false
 				g := newRig(t, func(ctx context.Context, req *stream.Request) (*stream.Response, error) {
 					reached = true
@@ -73,7 +73,7 @@ func TestMalformed(t *testing.T) {
 // A head that does not come ends the connection; nobody waits for ever.
 func TestSlowHead(t *testing.T) {
 	for _, first := range []string{"G", "GET / HTTP/1.1\r\nHost", "PRI * HT", "P"} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			g := newRig(t, echo, nil)
 			c := g.dial()
 			_, _ = io.WriteString(c, first)
@@ -88,7 +88,7 @@ func TestSlowHead(t *testing.T) {
 }
 
 func TestHopByHop(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var got stream.Header
 		g := newRig(t, func(ctx context.Context, req *stream.Request) (*stream.Response, error) {
 			got = req.Head.Header.Clone()

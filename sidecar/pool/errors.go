@@ -103,7 +103,7 @@ func asError(ctx context.Context, err error) *Error {
 		// the values behind them are not exported.
 		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "connection lost"),
 		strings.Contains(text, "stream error"), strings.Contains(text, "GOAWAY"),
-		strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
+		strings.Contains(text, "conn could not be established"), strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
 		return &Error{Kind: Reset, Err: err, Detail: "the connection ended before a response came: " + text}
 	}
 	return &Error{Kind: Protocol, Err: err, Detail: text}
