@@ -84,7 +84,14 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	s.leaving.Add(len(s.workloads))
 	for _, w := range s.workloads {
 		g.start("workload "+w.cfg.name(), func(ctx context.Context) error {
-			return w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
+			err := w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
+			if err == nil || len(s.workloads) == 1 {
+				return err
+			}
+			// The others go on: /ready and the log say what is wrong with this one.
+			w.failed.Store(&err)
+			w.log.Error("sidecar: a workload cannot go on; the others of this process do", telemetry.KeyError, err.Error())
+			return nil
 		})
 	}
 	s.opened.Wait()

@@ -2,6 +2,8 @@ package sidecar
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -264,6 +266,40 @@ func TestReadySaysWhatIsMissing(t *testing.T) {
 		synctest.Wait()
 		if code, body := p.get("/ready"); code != 200 {
 			t.Errorf("%d %s", code, body)
+		}
+	})
+}
+
+// failing is an identity that cannot be had.
+type failing struct{ identity }
+
+func (failing) Run(context.Context) error { return errors.New("the token was used already") }
+
+func TestOneBadWorkloadEndsAlone(t *testing.T) {
+	inMesh(t, func(t *testing.T, m *mesh) {
+		spoil := func(_ *Config, d *Deps) {
+			d.Identity = func(w Workload) (Identity, error) {
+				id := identity{m.pki.Identity(w.Service)}
+				if w.Service == "orders" {
+					return failing{id}, nil
+				}
+				return id, nil
+			}
+		}
+		p := m.sidecar(m.net.Host("h", "10.0.0.1"), spoil, "web", "orders")
+		p.feeds["web"].up(testpki.Trust(m.pki), local(1))
+		p.feeds["web"].up(outbound("api", 1000, true), upstream("api", true), routeAll("api", "api"), at("api"))
+		synctest.Wait()
+		code, body := p.get("/ready")
+		if code != 503 || body != "INITIALIZING\norders-sidecar-proxy: it ended: identity: the token was used already\n" {
+			t.Errorf("%d %s", code, body)
+		}
+		stopped(t, p)
+
+		t.Log("alone, it ends the process")
+		p = m.sidecar(p.host, spoil, "orders")
+		if err := <-p.done; err == nil || !strings.Contains(err.Error(), "workload orders-sidecar-proxy: identity: the token was used already") {
+			t.Errorf("Run: %v", err)
 		}
 	})
 }

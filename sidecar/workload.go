@@ -36,6 +36,7 @@ type workload struct {
 	current      atomic.Pointer[compile.Snapshot]
 	complete     atomic.Bool // a complete set was in force once
 	parts        atomic.Pointer[parts]
+	failed       atomic.Pointer[error] // why it ended before the process
 
 	turn    chan struct{}      // whoever holds it changes the clusters
 	leaving map[string]leaving // with the turn
@@ -308,6 +309,9 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 
 // missing says, in sentences, what the workload waits for before it is ready.
 func (w *workload) missing() (out []string) {
+	if err := w.failed.Load(); err != nil {
+		return []string{"it ended: " + (*err).Error()}
+	}
 	p := w.parts.Load()
 	if p == nil {
 		return []string{"the service that it stands for is not known yet: the catalogue has not answered"}
