@@ -137,6 +137,7 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	log.Info("control plane", "xds", xds.Addr().String(), "api", f.httpBind, "trust_domain", authority.TrustDomain().Name())
+	settle(ctx)
 	return cp.Run(ctx)
 }
 
@@ -205,5 +206,23 @@ func (f *controlplaneFlags) source(action discovery.IntentionAction, log *slog.L
 	}
 	c := f.consul
 	c.Log = log
-	return consul.New(c)
+	source, err := consul.New(c)
+	if err != nil {
+		return nil, err
+	}
+	if action != "" {
+		return ownDefault{source}, nil
+	}
+	return source, nil
+}
+
+// ownDefault is a catalogue whose word on calls that no intention names does not
+// count, since the user has said it with --default-intention.
+type ownDefault struct{ discovery.Source }
+
+func (o ownDefault) Run(ctx context.Context, sink discovery.Sink) error {
+	return o.Source.Run(ctx, discovery.SinkFunc(func(d discovery.Delta) {
+		d.DefaultIntention = ""
+		sink.Apply(d)
+	}))
 }

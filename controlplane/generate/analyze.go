@@ -180,6 +180,13 @@ func (a *analysis) known(n discovery.ServiceName) bool {
 	return false
 }
 
+// sameProtocol says that the field is the proxy's protocol and holds what holds
+// anyway: Consul's agent writes the protocol of service-defaults there by itself.
+func (a *analysis) sameProtocol(w *mesh.Workload, field string) bool {
+	word, _ := w.Instance.Proxy.Config["protocol"].(string)
+	return field == "Proxy.Config.protocol" && strings.EqualFold(word, a.m.Protocol(w.Service).Name)
+}
+
 func (a *analysis) workload(w *mesh.Workload) {
 	name, where := "registration "+w.NodeID, place(w.Instance.Origin)
 	if SPIFFEID(a.m, w.Service) == "" && a.m.TrustDomain != "" {
@@ -193,7 +200,7 @@ func (a *analysis) workload(w *mesh.Workload) {
 		return
 	}
 	for _, field := range p.Set {
-		if effectOf(a.table[kindProxy], field) == ignored {
+		if effectOf(a.table[kindProxy], field) == ignored && !a.sameProtocol(w, field) {
 			a.add(ignoredField(where, name, field))
 		}
 	}

@@ -54,8 +54,8 @@ func (c *Catalogue) Register(in ...*discovery.Instance) {
 }
 
 // Define adds a service as a user writes it for `consul services register`,
-// its nested sidecar included. Everything is passing.
-func (c *Catalogue) Define(node discovery.Node, fields map[string]any) {
+// its nested sidecar included, both in this health.
+func (c *Catalogue) Define(node discovery.Node, fields map[string]any, h discovery.Health) {
 	c.m.T.Helper()
 	reg, err := discovery.DecodeRegistration(fields, node, discovery.Origin{Place: "sim"})
 	if err != nil {
@@ -66,6 +66,7 @@ func (c *Catalogue) Define(node discovery.Node, fields map[string]any) {
 		if reg.Instance.Kind == discovery.KindConnectProxy && reg.Instance.Port == 0 {
 			reg.Instance.Port = discovery.SidecarMinPort
 		}
+		reg.Instance.Health = h
 		in = append(in, reg.Instance)
 	}
 	c.Register(in...)

@@ -9,8 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/parrel-mesh/parrel/discovery"
@@ -30,6 +29,10 @@ type Spec struct {
 	Meta      map[string]string
 	// SelfRegister leaves the proxy's registration to the sidecar.
 	SelfRegister bool
+	// Checked registers the instance as critical and calls it passing when its
+	// sidecar is ready, as the checks of a careful operator do. Without it the
+	// catalogue knows a passing instance before anything of it listens.
+	Checked bool
 }
 
 // Upstream is an explicit upstream on 127.0.0.1:Port.
@@ -50,6 +53,7 @@ type Instance struct {
 	host    *netio.Host
 	starts  int // of sidecars
 	retired bool
+	passing atomic.Bool
 }
 
 // Proxy is the id of the proxy's registration: the xDS node id.
@@ -81,11 +85,39 @@ func (m *Mesh) Add(s Spec) *Instance {
 	if s.Protocol != "" {
 		i.App = m.app(i, s.Protocol)
 	}
-	m.Catalogue.Define(i.node(), i.definition())
+	m.Catalogue.Define(i.node(), i.definition(), health(!s.Checked))
 	m.instances = append(m.instances, i)
 	i.StartSidecar()
+	if s.Checked {
+		m.Go(i.passWhenReady)
+	}
 	return i
 }
+
+func health(passing bool) discovery.Health {
+	if passing {
+		return discovery.Passing
+	}
+	return discovery.Critical
+}
+
+// passWhenReady is the instance's check.
+func (i *Instance) passWhenReady() {
+	for i.Sidecar.Running() {
+		if ok, _ := i.Sidecar.Ready(); ok {
+			i.SetHealth(discovery.Passing)
+			i.passing.Store(true)
+			return
+		}
+		if !rest(i.m.ctx, 100*time.Millisecond) {
+			return
+		}
+	}
+}
+
+// Passing says whether the check of an instance that was added Checked has
+// passed.
+func (i *Instance) Passing() bool { return i.passing.Load() }
 
 func (i *Instance) node() discovery.Node {
 	return discovery.Node{Name: i.ID, Address: i.host.Addr().String(), Datacenter: Datacenter}
@@ -139,7 +171,7 @@ func (i *Instance) SetWeights(w discovery.Weights) {
 func (i *Instance) Deregister() { i.m.Catalogue.Deregister(i.ID, i.ID, i.Proxy()) }
 
 // Register puts it back as it was defined.
-func (i *Instance) Register() { i.m.Catalogue.Define(i.node(), i.definition()) }
+func (i *Instance) Register() { i.m.Catalogue.Define(i.node(), i.definition(), discovery.Passing) }
 
 // Retire takes the instance out of service as an operator does: deregistered
 // first, then, after drain, the sidecar is stopped, and the application after
@@ -294,30 +326,17 @@ func (s *Sidecar) Admin(path string) (int, string) {
 
 // Metric is the sum of all series of a Prometheus metric whose labels contain
 // every one of the given texts.
-func (s *Sidecar) Metric(name string, labels ...string) (sum float64) {
+func (s *Sidecar) Metric(name string, labels ...string) float64 {
 	s.i.m.T.Helper()
 	status, body := s.Admin("/stats/prometheus")
 	if status != http.StatusOK {
 		s.i.m.T.Fatalf("%s: /stats/prometheus: %d %s", s.i.ID, status, body)
 	}
-next:
-	for line := range strings.Lines(body) {
-		rest, ok := strings.CutPrefix(strings.TrimSpace(line), name)
-		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
-			continue
-		}
-		for _, l := range labels {
-			if !strings.Contains(rest, l) {
-				continue next
-			}
-		}
-		if v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64); err == nil {
-			sum += v
-		}
-	}
-	return sum
+	return sumOf(body, name, labels)
 }
 
 func dialer(h *netio.Host) func(ctx context.Context, network, address string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) { return h.Dial(ctx, network, address) }
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		return h.Dial(ctx, network, address)
+	}
 }
