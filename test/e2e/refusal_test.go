@@ -21,7 +21,7 @@ import (
 // is refused, and the log of the sidecar gives the reason.
 func TestInboundRefusals(t *testing.T) {
 	t.Parallel()
-	m := newMesh(t, options{})
+	m := newMesh(t, options{agent: `default_intention_policy = "deny"`})
 	api := m.apis["api-1"]
 	hits := func() int64 { return api.app.Hits.Load() }
 	ours := m.Authority()
