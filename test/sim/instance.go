@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -328,28 +326,13 @@ func (s *Sidecar) Admin(path string) (int, string) {
 
 // Metric is the sum of all series of a Prometheus metric whose labels contain
 // every one of the given texts.
-func (s *Sidecar) Metric(name string, labels ...string) (sum float64) {
+func (s *Sidecar) Metric(name string, labels ...string) float64 {
 	s.i.m.T.Helper()
 	status, body := s.Admin("/stats/prometheus")
 	if status != http.StatusOK {
 		s.i.m.T.Fatalf("%s: /stats/prometheus: %d %s", s.i.ID, status, body)
 	}
-next:
-	for line := range strings.Lines(body) {
-		rest, ok := strings.CutPrefix(strings.TrimSpace(line), name)
-		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
-			continue
-		}
-		for _, l := range labels {
-			if !strings.Contains(rest, l) {
-				continue next
-			}
-		}
-		if v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64); err == nil {
-			sum += v
-		}
-	}
-	return sum
+	return sumOf(body, name, labels)
 }
 
 func dialer(h *netio.Host) func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -87,7 +87,7 @@ func New(t testing.TB, c Config) *Mesh {
 		cancel()
 		m.wg.Wait()
 		if t.Failed() {
-			t.Logf("seed %d\n%s", c.Seed, m.Log.Tail(200))
+			t.Logf("seed %d\n%s", c.Seed, m.Log.Tail(100))
 		}
 	})
 	m.Plane.Start()

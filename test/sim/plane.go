@@ -6,11 +6,19 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parrel-mesh/parrel/controlplane"
 	"github.com/parrel-mesh/parrel/controlplane/api"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/xds/resource"
+	"github.com/parrel-mesh/parrel/xds/wire"
 )
 
 // Plane is the control plane's machine and, while it runs, its process. A
@@ -20,6 +28,38 @@ type Plane struct {
 	m    *Mesh
 	host *netio.Host
 	run  *planeRun // nil: not running
+
+	mu     sync.Mutex
+	poison map[string]func(proto.Message) // guarded by mu: by type and name
+}
+
+// Poison makes control planes serve a resource otherwise than it was generated,
+// from the next time on that it is generated: change is given Envoy's proto of
+// it. A nil change ends that.
+func (p *Plane) Poison(t resource.Type, name string, change func(proto.Message)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.poison == nil {
+		p.poison = map[string]func(proto.Message){}
+	}
+	p.poison[string(t)+" "+name] = change
+}
+
+func (p *Plane) encode(r resource.Resource) (*anypb.Any, error) {
+	a, err := wire.Encode(r)
+	p.mu.Lock()
+	change := p.poison[string(r.ResourceType())+" "+r.ResourceName()]
+	p.mu.Unlock()
+	if err != nil || change == nil {
+		return a, err
+	}
+	m, err := a.UnmarshalNew()
+	if err != nil {
+		return nil, err
+	}
+	change(m)
+	out := new(anypb.Any)
+	return out, anypb.MarshalFrom(out, m, proto.MarshalOptions{Deterministic: true})
 }
 
 type planeRun struct {
@@ -51,7 +91,7 @@ func (p *Plane) Start() {
 	c := controlplane.Config{Name: "control-plane", Datacenter: Datacenter, DefaultIntention: p.m.cfg.Default}
 	d := controlplane.Deps{
 		Source: p.m.Catalogue.source(), Issuer: p.m.CA, Identity: identity, Tokens: p.m.CA, XDS: ln,
-		Background: []func(context.Context) error{identity.Run}, Log: p.m.Log.For("control-plane"),
+		Background: []func(context.Context) error{identity.Run}, Encode: p.encode, Log: p.m.Log.For("control-plane"),
 	}
 	if p.m.cfg.Plane != nil {
 		p.m.cfg.Plane(&c, &d)
@@ -105,6 +145,33 @@ func (p *Plane) Get(path string) string {
 		p.m.T.Fatalf("%s: %d %s", path, rec.Code, rec.Body)
 	}
 	return rec.Body.String()
+}
+
+// Metric is the sum of all series of a metric of the API's /metrics whose
+// labels contain every one of the given texts.
+func (p *Plane) Metric(name string, labels ...string) float64 {
+	p.m.T.Helper()
+	return sumOf(p.Get("/metrics"), name, labels)
+}
+
+// sumOf reads Prometheus' text.
+func sumOf(text, name string, labels []string) (sum float64) {
+next:
+	for line := range strings.Lines(text) {
+		rest, ok := strings.CutPrefix(strings.TrimSpace(line), name)
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		for _, l := range labels {
+			if !strings.Contains(rest, l) {
+				continue next
+			}
+		}
+		if v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64); err == nil {
+			sum += v
+		}
+	}
+	return sum
 }
 
 // Type is what a workload wants and has of one type ("EDS"); the zero value
