@@ -180,11 +180,21 @@ func (a *analysis) known(n discovery.ServiceName) bool {
 	return false
 }
 
-// sameProtocol says that the field is the proxy's protocol and holds what holds
-// anyway: Consul's agent writes the protocol of service-defaults there by itself.
+// sameProtocol says that the field is a protocol and holds what holds anyway:
+// Consul's agent writes the protocols of service-defaults into a registration by
+// itself.
 func (a *analysis) sameProtocol(w *mesh.Workload, field string) bool {
-	word, _ := w.Instance.Proxy.Config["protocol"].(string)
-	return field == "Proxy.Config.protocol" && strings.EqualFold(word, a.m.Protocol(w.Service).Name)
+	same := func(config map[string]any, of discovery.ServiceName) bool {
+		word, _ := config["protocol"].(string)
+		return word == "" || strings.EqualFold(word, a.m.Protocol(of).Name)
+	}
+	switch field {
+	case "Proxy.Config.protocol":
+		return same(w.Instance.Proxy.Config, w.Service)
+	case "Proxy.Upstreams[].Config.protocol":
+		return !slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return !same(u.Config, u.Service) })
+	}
+	return false
 }
 
 func (a *analysis) workload(w *mesh.Workload) {
