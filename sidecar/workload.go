@@ -98,8 +98,15 @@ func (l lateIdentity) Changed() <-chan struct{} {
 // leave ends before ctx: the catalogue is to be told that the proxy goes.
 func (w *workload) run(ctx, leave context.Context, left func()) error {
 	defer left()
+	// Connections that no engine gets, because they are refused before, have
+	// their line in the process's access log.
+	access, err := w.logs.Compile(w.Sidecar.cfg.AccessLog)
+	if err != nil {
+		w.opened.Done()
+		return fmt.Errorf("sidecar: access log: %w", err)
+	}
 	w.listeners = listener.NewSet(listener.Deps{Net: w.deps.Net, Identity: w.identitySource(), Live: w.live,
-		Record: w.record, Log: w.log, Now: w.deps.Now})
+		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
 	w.registration.hold = w.listeners.Hold
 	w.opened.Done()
 
