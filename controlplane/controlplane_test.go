@@ -244,7 +244,7 @@ func TestControlPlane(t *testing.T) {
 		w.feed <- discovery.Delta{Entries: d.Entries}
 		settle()
 		l := get[*resource.Listener](s, resource.TypeListener, "public_listener")
-		if n := len(l.Chains[0].Network[0].RBAC.Rules.Policies); n != 0 {
+		if n := len(l.Chains[0].HTTP.Filters[0].RBAC.Rules.Policies); n != 0 {
 			t.Errorf("after the denial %d policies allow", n)
 		}
 

@@ -28,6 +28,7 @@ type controlplaneFlags struct {
 	advertise          []string
 	apiHosts           []string
 	caDir, trustDomain string
+	leafTTL            time.Duration
 	datacenter         string
 	defaultIntention   string
 	drain              time.Duration
@@ -63,6 +64,7 @@ made where there is none; several control planes may share that directory.`,
 	fs.StringArrayVar(&f.apiHosts, "api-host", nil, "Host header that the API answers to beside loopback's names; repeat for several")
 	fs.StringVar(&f.caDir, "ca-dir", "", "directory of the built-in CA (0700); required")
 	fs.StringVar(&f.trustDomain, "trust-domain", "", "trust domain of a new CA (default: a random one, UUID.parrel)")
+	fs.DurationVar(&f.leafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long the identities that it signs live; they are renewed at half")
 	fs.StringVar(&f.datacenter, "datacenter", "dc1", "the datacenter of this mesh")
 	fs.StringVar(&f.defaultIntention, "default-intention", "", "allow or deny a call that no intention names (default: what Consul says, else deny)")
 	fs.DurationVar(&f.drain, "drain-time", 5*time.Second, "how long calls in hand may take at the end")
@@ -86,7 +88,14 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 	if action != "" && action != discovery.Allow && action != discovery.Deny {
 		return fmt.Errorf("controlplane: --default-intention %q: use allow or deny", f.defaultIntention)
 	}
-	authority, err := f.openCA(log)
+	if f.leafTTL < minLeafTTL {
+		return fmt.Errorf("controlplane: --leaf-ttl %s is too short to be renewed in time: give at least %s", f.leafTTL, minLeafTTL)
+	}
+	used, err := f.usedTokens()
+	if err != nil {
+		return err
+	}
+	authority, err := f.openCA(used, log)
 	if err != nil {
 		return err
 	}
@@ -128,15 +137,30 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 		return err
 	}
 	log.Info("control plane", "xds", xds.Addr().String(), "api", f.httpBind, "trust_domain", authority.TrustDomain().Name())
+	settle(ctx)
 	return cp.Run(ctx)
 }
 
-func (f *controlplaneFlags) openCA(log *slog.Logger) (*ca.CA, error) {
+// minLeafTTL leaves a sidecar, and the control plane itself, which looks every
+// 10 s, time to renew at half of the life.
+const minLeafTTL = 30 * time.Second
+
+// usedTokens is where used join tokens are recorded: with Consul in its KV, so
+// that all control planes know of them; nil: in the CA's directory.
+func (f *controlplaneFlags) usedTokens() (ca.UsedTokens, error) {
+	if f.catalogDir != "" {
+		return nil, nil
+	}
+	return consul.NewUsedTokens(f.consul)
+}
+
+func (f *controlplaneFlags) openCA(used ca.UsedTokens, log *slog.Logger) (*ca.CA, error) {
+	conf := ca.Config{LeafTTL: f.leafTTL, Used: used, Log: log}
 	name := f.trustDomain
 	if name == "" {
 		if _, err := os.Stat(f.caDir); err == nil {
 			// What is there has its trust domain; an empty folder says so.
-			if a, err := ca.Open(f.caDir, ca.Config{Log: log}); err == nil {
+			if a, err := ca.Open(f.caDir, conf); err == nil {
 				return a, nil
 			} else if entries, readErr := os.ReadDir(f.caDir); readErr != nil || len(entries) > 0 {
 				return nil, err
@@ -152,7 +176,8 @@ func (f *controlplaneFlags) openCA(log *slog.Logger) (*ca.CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("controlplane: --trust-domain %q: %w", name, err)
 	}
-	return ca.Open(f.caDir, ca.Config{TrustDomain: td, Log: log})
+	conf.TrustDomain = td
+	return ca.Open(f.caDir, conf)
 }
 
 // names are the SANs of the control plane's certificate for foreign clients;
@@ -181,5 +206,23 @@ func (f *controlplaneFlags) source(action discovery.IntentionAction, log *slog.L
 	}
 	c := f.consul
 	c.Log = log
-	return consul.New(c)
+	source, err := consul.New(c)
+	if err != nil {
+		return nil, err
+	}
+	if action != "" {
+		return ownDefault{source}, nil
+	}
+	return source, nil
+}
+
+// ownDefault is a catalogue whose word on calls that no intention names does not
+// count, since the user has said it with --default-intention.
+type ownDefault struct{ discovery.Source }
+
+func (o ownDefault) Run(ctx context.Context, sink discovery.Sink) error {
+	return o.Source.Run(ctx, discovery.SinkFunc(func(d discovery.Delta) {
+		d.DefaultIntention = ""
+		sink.Apply(d)
+	}))
 }

@@ -39,6 +39,7 @@ With --once the demo checks itself and ends; the last line on standard output is
 					return err
 				}
 			}
+			staySmall(cmd.Context())
 			passed, failed, err := demo.Run(cmd.Context(), cfg)
 			if !cfg.Once {
 				return err

@@ -16,6 +16,9 @@ func shopCommand() *cobra.Command {
 		Hidden: true,
 	}
 	cfg := shop.BindFlags(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return shop.Run(cmd.Context(), *cfg) }
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		staySmall(cmd.Context())
+		return shop.Run(cmd.Context(), *cfg)
+	}
 	return cmd
 }

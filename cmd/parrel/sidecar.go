@@ -95,6 +95,7 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		defer registrar.Close()
 		deps.Registrar = localCatalogue{registrar}
 	}
+	settle(ctx)
 	s, err := sidecar.New(f.cfg, deps)
 	if err != nil {
 		return err

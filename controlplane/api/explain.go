@@ -201,18 +201,11 @@ func (x *explanation) outbound() {
 func (x *explanation) through(hop *Hop, chain *resource.FilterChain, v generate.View, f *decide.Facts, tr *decide.Trace) {
 	hop.Chain = chain.Name
 	for _, n := range chain.Network {
-		if n.RBAC == nil {
-			continue
-		}
-		rbac, err := decide.CompileRBAC(n.RBAC)
-		if err != nil {
-			x.end("denied", "the intentions cannot be executed, so that all is denied: %v", err)
-			return
-		}
-		verdict := rbac.Authorise(nil, f, tr)
-		hop.Authorisation = &Authorisation{verdict.Allowed, verdict.Policy}
-		if !verdict.Allowed {
-			x.end("denied", "%s", x.denial(verdict.Policy))
+		x.authorise(hop, n.RBAC, nil, f, tr)
+	}
+	if chain.HTTP != nil {
+		for _, h := range chain.HTTP.Filters {
+			x.authorise(hop, h.RBAC, head{x.out.Request}, f, tr)
 		}
 	}
 	if chain.TCP != nil {
@@ -244,6 +237,24 @@ func (x *explanation) through(hop *Hop, chain *resource.FilterChain, v generate.
 		x.end("no_route", "no route of %s matches %s %s", rc.Name, x.out.Request.Method, x.out.Request.Path)
 	case verdict.Cluster == "":
 		x.end("answered", "the mesh itself answers with status %d", verdict.Status)
+	}
+}
+
+// authorise asks one RBAC filter, if that is what it is; h is nil for a network
+// filter.
+func (x *explanation) authorise(hop *Hop, rules *resource.RBAC, h decide.Head, f *decide.Facts, tr *decide.Trace) {
+	if rules == nil {
+		return
+	}
+	rbac, err := decide.CompileRBAC(rules)
+	if err != nil {
+		x.end("denied", "the intentions cannot be executed, so that all is denied: %v", err)
+		return
+	}
+	verdict := rbac.Authorise(h, f, tr)
+	hop.Authorisation = &Authorisation{verdict.Allowed, verdict.Policy}
+	if !verdict.Allowed {
+		x.end("denied", "%s", x.denial(verdict.Policy))
 	}
 }
 

@@ -180,6 +180,23 @@ func (a *analysis) known(n discovery.ServiceName) bool {
 	return false
 }
 
+// sameProtocol says that the field is a protocol and holds what holds anyway:
+// Consul's agent writes the protocols of service-defaults into a registration by
+// itself.
+func (a *analysis) sameProtocol(w *mesh.Workload, field string) bool {
+	same := func(config map[string]any, of discovery.ServiceName) bool {
+		word, _ := config["protocol"].(string)
+		return word == "" || strings.EqualFold(word, a.m.Protocol(of).Name)
+	}
+	switch field {
+	case "Proxy.Config.protocol":
+		return same(w.Instance.Proxy.Config, w.Service)
+	case "Proxy.Upstreams[].Config.protocol":
+		return !slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return !same(u.Config, u.Service) })
+	}
+	return false
+}
+
 func (a *analysis) workload(w *mesh.Workload) {
 	name, where := "registration "+w.NodeID, place(w.Instance.Origin)
 	if SPIFFEID(a.m, w.Service) == "" && a.m.TrustDomain != "" {
@@ -193,7 +210,7 @@ func (a *analysis) workload(w *mesh.Workload) {
 		return
 	}
 	for _, field := range p.Set {
-		if effectOf(a.table[kindProxy], field) == ignored {
+		if effectOf(a.table[kindProxy], field) == ignored && !a.sameProtocol(w, field) {
 			a.add(ignoredField(where, name, field))
 		}
 	}

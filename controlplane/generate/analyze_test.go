@@ -45,3 +45,20 @@ entries:
 		t.Errorf("a mesh in order has findings: %+v", got)
 	}
 }
+
+// TestProtocolThatConsulWrote: the agent merges the protocol of service-defaults
+// into a proxy's own configuration; that is nobody's mistake.
+func TestProtocolThatConsulWrote(t *testing.T) {
+	const mesh = `
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {config: {protocol: %[1]s}, upstreams: [{destination_name: web, local_bind_port: 81, config: {protocol: %[1]s}}]}}}}
+entries:
+- {kind: service-defaults, name: web, protocol: http}
+`
+	if got := Analyze(build(meshtest.MustRead(fmt.Sprintf(mesh, "http")))); len(got) > 0 {
+		t.Errorf("the protocol in force, repeated, is found fault with: %+v", got)
+	}
+	if got := Analyze(build(meshtest.MustRead(fmt.Sprintf(mesh, "grpc")))); len(got) != 2 || got[0].Field != "Proxy.Config.protocol" || got[1].Field != "Proxy.Upstreams[].Config.protocol" {
+		t.Errorf("another protocol is not named: %+v", got)
+	}
+}

@@ -109,18 +109,22 @@ func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 				Trust:       resource.CertSource{SDS: resource.SecretTrust},
 			},
 		},
-		Network: []resource.NetworkFilter{{Name: networkRBAC, RBAC: intentions(m, w.Service)}},
 	}
+	// Intentions are enforced where the caller can be told: an HTTP request is
+	// answered with 403 and its reason, a TCP connection can only be closed.
+	// Either way connections that are open are authorised again at each change.
+	rules := intentions(m, w.Service)
 	if p.HTTP() {
 		chain.TLS.ALPN = httpALPN()
 		chain.HTTP = &resource.HTTPManager{
 			StatPrefix: PublicListener,
 			Route:      inboundRoute(m, w, app),
-			Filters:    []resource.HTTPFilter{{Name: httpRouter, Router: &resource.Router{}}},
+			Filters:    []resource.HTTPFilter{{Name: httpRBAC, RBAC: rules}, {Name: httpRouter, Router: &resource.Router{}}},
 			XFCC:       resource.SanitizeSetXFCC,
 			Upgrades:   []string{"websocket"},
 		}
 	} else {
+		chain.Network = []resource.NetworkFilter{{Name: networkRBAC, RBAC: rules}}
 		chain.TCP = &resource.TCPProxy{StatPrefix: PublicListener, Cluster: app.name()}
 	}
 	l.Chains = []resource.FilterChain{chain}

@@ -27,6 +27,7 @@ func (w *world) newCatalogue(ctx context.Context) (catalogue, error) {
 	c := &consulCatalogue{l: w.l, binary: w.cfg.ConsulBinary}
 	p := w.l
 	_, err := w.procs.start("consul", w.cfg.ConsulBinary, "agent", "-dev", "-node", "demo", "-datacenter", p.datacenter, "-log-level", "warn",
+		"-hcl", `default_intention_policy = "deny"`, // what no intention names is denied, as in the file catalogue
 		"-bind", "127.0.0.1", "-client", "127.0.0.1",
 		"-http-port", fmt.Sprint(p.consulHTTP), "-grpc-port", fmt.Sprint(p.consulGRPC), "-grpc-tls-port", "-1", "-dns-port", fmt.Sprint(p.consulDNS),
 		"-serf-lan-port", fmt.Sprint(p.consulSerf), "-serf-wan-port", fmt.Sprint(p.consulWAN), "-server-port", fmt.Sprint(p.consulRPC))

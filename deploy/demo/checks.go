@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -224,12 +225,14 @@ func forgedIdentity(ctx context.Context, w *world) error {
 }
 
 func metricsCount(ctx context.Context, w *world) error {
-	for _, c := range []struct{ host, reporter, from, to string }{
-		{"api-1", "destination", "web", "api"}, {"web-1", "source", "web", "api"}, {"users-1", "destination", "api", "users"},
+	for _, c := range []struct{ host, reporter, from, to, security string }{
+		{"api-1", "destination", "web", "api", "mutual_tls"},
+		{"web-1", "source", "web", "api", "unknown"}, // as Istio has it: the source does not tell
+		{"users-1", "destination", "api", "users", "mutual_tls"},
 	} {
 		err := w.metric(ctx, w.l.hostOf(c.host), "istio_requests_total", `reporter="`+c.reporter+`"`,
 			`source_principal="`+w.l.spiffeID(c.from)+`"`, `destination_principal="`+w.l.spiffeID(c.to)+`"`, `response_code="200"`,
-			`connection_security_policy="mutual_tls"`)
+			`connection_security_policy="`+c.security+`"`)
 		if err != nil {
 			return fmt.Errorf("host of %s: %w", c.host, err)
 		}
@@ -321,10 +324,10 @@ func controlPlaneBack(ctx context.Context, w *world) error {
 	err := w.eventually(ctx, func() error {
 		tree, err := w.ask(ctx)
 		if err == nil {
-			return fmt.Errorf("api may still call orders")
+			return errors.New("api may still call orders")
 		}
-		if a := tree.Find("orders"); a == nil || a.Error == "" {
-			return err
+		if a := tree.Find("orders"); a == nil || !strings.Contains(a.Error, "403") {
+			return fmt.Errorf("orders is not what fails, or not with 403: %w", err)
 		}
 		return nil
 	})
@@ -345,13 +348,17 @@ const (
 	memoryBound = 250.0 // MB
 )
 
-func memory(_ context.Context, w *world) error {
-	mb, err := w.procs.residentMB()
+// memory waits for the processes that were started last to settle.
+func memory(ctx context.Context, w *world) error {
+	var mb float64
+	err := w.eventually(ctx, func() (err error) {
+		if mb, err = w.procs.residentMB(); err == nil && mb > memoryBound {
+			err = fmt.Errorf("all processes together hold %.0f MB", mb)
+		}
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	if mb > memoryBound {
-		return fmt.Errorf("all processes together hold %.0f MB", mb)
 	}
 	fmt.Fprintf(w.cfg.Out, "      resident: %.0f MB in %d processes\n", mb, len(w.procs.running())+1)
 	return nil

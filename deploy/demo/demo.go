@@ -201,21 +201,9 @@ func (w *world) askURL(ctx context.Context, url string) (*shop.Answer, error) {
 		return nil, fmt.Errorf("%s answered %s: %.200s", url, resp.Status, body)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return &a, fmt.Errorf("%s answered %s: %s", url, resp.Status, firstError(&a))
+		return &a, fmt.Errorf("%s answered %s: %s", url, resp.Status, a.FirstError())
 	}
 	return &a, nil
-}
-
-func firstError(a *shop.Answer) string {
-	if a.Error != "" {
-		return a.Service + ": " + a.Error
-	}
-	for _, c := range a.Calls {
-		if e := firstError(c); e != "" {
-			return e
-		}
-	}
-	return ""
 }
 
 // startTimeout is how long the mesh may take until its first good answer.

@@ -58,16 +58,16 @@ var calls = map[string][]string{
 	"api": {"ledger", "orders", "pricing", "users"},
 }
 
-// newLayout places the shop on three hosts.
+// newLayout places the shop on two hosts. A token gives each service once, so
+// that the two instances of users are on different ones.
 func newLayout(dir string, ports *portPicker) (*layout, error) {
 	l := &layout{dir: dir, trustDomain: "demo.parrel", datacenter: "dc1", ports: ports}
 	place := []struct {
 		host      string
 		instances [][3]string // id, role, version
 	}{
-		{"edge", [][3]string{{"web-1", "web", "v1"}, {"api-1", "api", "v1"}}},
 		{"east", [][3]string{{"orders-1", "orders", "v1"}, {"users-1", "users", "v1"}, {"pricing-1", "pricing", "v1"}}},
-		{"west", [][3]string{{"users-2", "users", "v2"}, {"ledger-1", "ledger", "v1"}}},
+		{"west", [][3]string{{"web-1", "web", "v1"}, {"api-1", "api", "v1"}, {"users-2", "users", "v2"}, {"ledger-1", "ledger", "v1"}}},
 	}
 	if err := ports.take(&l.xds, &l.api, &l.consulHTTP, &l.consulGRPC, &l.consulDNS, &l.consulSerf, &l.consulRPC, &l.consulWAN); err != nil {
 		return nil, err

@@ -37,6 +37,9 @@ func denyEndsConnection(ctx context.Context, w *world) (err error) {
 	written := time.Now()
 	defer func() {
 		allow := w.cat.put(ctx, intentionFile("ledger"), intentions("ledger", "allow", "api"))
+		if allow == nil {
+			allow = w.eventually(ctx, func() error { _, err := w.ask(ctx); return err })
+		}
 		err = errors.Join(err, allow)
 	}()
 	if err := conn.SetReadDeadline(written.Add(reauthorisation)); err != nil {

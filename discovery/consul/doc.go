@@ -1,5 +1,6 @@
 // Package consul is the catalogue of a Consul agent's datacenter, by blocking
-// queries, and the registration of sidecars with the agent.
+// queries, the registration of sidecars with the agent, and the record of used
+// join tokens in its KV.
 //
 // Owns: the discipline of blocking queries (index rules, back-off, stale
 // reads), the bound on open queries and sockets, and what is believed of an
@@ -7,7 +8,7 @@
 //
 // Does not know: xDS, the mesh snapshot, sidecars.
 //
-// Entry points: [New] and [Source.Run]; [NewRegistrar].
+// Entry points: [New] and [Source.Run]; [NewRegistrar]; [NewUsedTokens].
 //
 // # The token
 //
@@ -17,11 +18,13 @@
 //	service_prefix "" { policy = "read" intentions = "read" }
 //	agent_prefix   "" { policy = "read" } # the default intention policy, at /v1/agent/self
 //	mesh              = "read"            # entries of the kinds mesh, exported-services, …
+//	key_prefix "parrel/" { policy = "write" } # which join tokens were used, see UsedTokens
 //
 // Without agent read the default intention policy stays unknown, which means
-// deny. Without mesh read such entries are missing from analyze. What a token
-// may not read is named in Status.Problems. A sidecar that registers itself as
-// SERVICE needs, with the agent on its host:
+// deny. Without mesh read such entries are missing from analyze. Without key
+// write no sidecar can join with a token. What a token may not read is named in
+// Status.Problems. A sidecar that registers itself as SERVICE needs, with the
+// agent on its host:
 //
 //	service "SERVICE"               { policy = "write" }
 //	service "SERVICE-sidecar-proxy" { policy = "write" }

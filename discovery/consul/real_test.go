@@ -218,11 +218,13 @@ func TestRealLeaderLoss(t *testing.T) {
 	v.await(t, 60*time.Second, "fresh again", func(v *view) bool { return !v.status.Stale && v.services["web"] != nil && !v.services["web"].Stale })
 }
 
+// rootToken may do everything on an agent with ACLs.
+const rootToken = "2b2f9a52-6c1e-4a0a-9d3e-7f2d5b9d8a11"
+
 // TestRealACL runs with the rules that the package documentation names.
 func TestRealACL(t *testing.T) {
-	const root = "2b2f9a52-6c1e-4a0a-9d3e-7f2d5b9d8a11"
-	agent := consultest.Dev(t, consultest.Options{HCL: `acl { enabled = true default_policy = "deny" tokens { initial_management = "` + root + `" agent = "` + root + `" default = "` + root + `" } }`})
-	agent.Put("/v1/acl/policy", `{"Name":"parrel","Rules":"node_prefix \"\" { policy = \"read\" } service_prefix \"\" { policy = \"read\" intentions = \"read\" } agent_prefix \"\" { policy = \"read\" } mesh = \"read\""}`)
+	agent := consultest.Dev(t, consultest.Options{HCL: `acl { enabled = true default_policy = "deny" tokens { initial_management = "` + rootToken + `" agent = "` + rootToken + `" default = "` + rootToken + `" } }`})
+	agent.Put("/v1/acl/policy", `{"Name":"parrel","Rules":"node_prefix \"\" { policy = \"read\" } service_prefix \"\" { policy = \"read\" intentions = \"read\" } agent_prefix \"\" { policy = \"read\" } mesh = \"read\" key_prefix \"parrel/\" { policy = \"write\" }"}`)
 	agent.Put("/v1/acl/token", `{"SecretID":"7d1c3a60-0000-4a0a-9d3e-000000000001","Policies":[{"Name":"parrel"}]}`)
 	agent.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
 	agent.Entry(`{"Kind":"service-intentions","Name":"web","Sources":[{"Name":"*","Action":"deny"}]}`)

@@ -106,7 +106,8 @@ func (c *catalogue) read(path string, info fs.FileInfo, err error) bool {
 }
 
 // resolve decides which version of each file is in force: what parsed last,
-// unless it takes an id that a file before it has.
+// unless it takes an id that another has: what is in force already comes first,
+// then the files in the order of their names.
 func (c *catalogue) resolve() {
 	owner := map[string]string{}
 	take := func(path string, d *definitions) *discovery.Problem {
@@ -121,7 +122,17 @@ func (c *catalogue) resolve() {
 		}
 		return nil
 	}
-	for _, path := range c.paths() {
+	order := c.paths()
+	slices.SortStableFunc(order, func(a, b string) int {
+		rank := func(st *fileState) int {
+			if st.good != nil && st.good == st.read {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Compare(rank(c.files[a]), rank(c.files[b]))
+	})
+	for _, path := range order {
 		st := c.files[path]
 		last := st.good
 		st.good, st.clash = st.read, nil

@@ -53,6 +53,20 @@ func (a *Answer) Find(service string) *Answer {
 	return nil
 }
 
+// FirstError returns the first error in the tree with the service that met it,
+// "" if there is none.
+func (a *Answer) FirstError() string {
+	if a.Error != "" {
+		return a.Service + ": " + a.Error
+	}
+	for _, c := range a.Calls {
+		if e := c.FirstError(); e != "" {
+			return e
+		}
+	}
+	return ""
+}
+
 // Validate names what is wrong with the configuration.
 func (c Config) Validate() error {
 	if !slices.Contains(Roles, c.Role) {
@@ -141,10 +155,8 @@ func (a *httpApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ans.Calls = append(ans.Calls, a.call(r.Context(), name))
 	}
 	status := http.StatusOK
-	for _, c := range ans.Calls {
-		if c.Error != "" {
-			status = http.StatusBadGateway
-		}
+	if ans.FirstError() != "" {
+		status = http.StatusBadGateway
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

@@ -32,7 +32,8 @@ const (
 )
 
 // backdate is how far in the past a certificate begins, for hosts whose clocks
-// are behind ours.
+// are behind ours. A leaf that lives shortly begins a tenth of its life ago at
+// most: half of its life, when it is renewed, must lie ahead.
 const backdate = 5 * time.Minute
 
 // Config of a [CA].
@@ -187,7 +188,7 @@ func (a *CA) sign(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration, dns [
 		SerialNumber: serial(),
 		// An empty subject makes the SAN critical (RFC 5280, 4.2.1.6), as the
 		// X.509-SVID specification has it for leaves that are known by it.
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-min(backdate, ttl/10)),
 		NotAfter:              end,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

@@ -81,13 +81,11 @@ func (b *build) chain(l *resource.Listener, fc *resource.FilterChain, inline map
 		}
 	}
 	if old := b.old.engines[id]; old.handler != nil && old.made == e.made {
-		e.handler = old.handler
+		e.handler, e.routes = old.handler, old.routes
 	} else {
-		h, err := b.engine(l, fc, id)
-		if err != nil {
+		if err := b.engine(l, fc, id, &e); err != nil {
 			return nil, e, err
 		}
-		e.handler = h
 	}
 	ch.Handler = e.handler
 	return ch, e, nil
@@ -100,20 +98,28 @@ func routesOf(fc *resource.FilterChain) *resource.RouteConfig {
 	return fc.HTTP.Route
 }
 
-func (b *build) engine(l *resource.Listener, fc *resource.FilterChain, id engineID) (listener.Handler, error) {
+// engine makes the chain's engine and puts it into e.
+func (b *build) engine(l *resource.Listener, fc *resource.FilterChain, id engineID, e *engine) (err error) {
 	switch {
 	case fc.HTTP != nil:
-		key := fc.HTTP.RouteName
+		r := &lastRoutes{key: fc.HTTP.RouteName}
 		if fc.HTTP.Route != nil {
-			key = inlineRoutes(id)
+			r.key = inlineRoutes(id)
 		}
 		current := b.deps.Current
-		return b.deps.HTTP(HTTP{Listener: l, Chain: fc, Manager: fc.HTTP,
-			Routes: func() *decide.Routes { return current().Routes(key) }})
+		e.routes = r
+		e.handler, err = b.deps.HTTP(HTTP{Listener: l, Chain: fc, Manager: fc.HTTP, Routes: func() *decide.Routes {
+			if now := current().Routes(r.key); now != nil {
+				return now
+			}
+			return r.last.Load()
+		}})
+		return err
 	case fc.TCP != nil:
-		return b.deps.TCP(TCP{Listener: l, Chain: fc, Proxy: fc.TCP})
+		e.handler, err = b.deps.TCP(TCP{Listener: l, Chain: fc, Proxy: fc.TCP})
+		return err
 	}
-	return nil, errors.New("filters: no terminal filter that parrel executes (tcp_proxy or http_connection_manager)")
+	return errors.New("filters: no terminal filter that parrel executes (tcp_proxy or http_connection_manager)")
 }
 
 // madeOf digests what an engine is made of: the terminal filter without inline

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 
@@ -28,8 +29,8 @@ type HTTP struct {
 	Listener *resource.Listener
 	Chain    *resource.FilterChain
 	Manager  *resource.HTTPManager
-	// Routes are the routes in force now, nil while there are none. To be
-	// called once per request.
+	// Routes are the routes in force now, or, once the engine is replaced, the
+	// last that it had; nil while there are none. To be called once per request.
 	Routes func() *decide.Routes
 }
 
@@ -75,6 +76,16 @@ type engineID struct{ listener, chain string }
 type engine struct {
 	made    string
 	handler listener.Handler
+	routes  *lastRoutes // nil: it has none
+}
+
+// lastRoutes are the routes that an engine had last. Its connections outlive
+// it: a request that comes on one of them before the client has heard that it
+// is to end is still routed, by a name that the snapshot in force may no longer
+// have.
+type lastRoutes struct {
+	key  string
+	last atomic.Pointer[decide.Routes]
 }
 
 // Routes gives a route configuration by name; nil where there is none. Safe on
@@ -129,6 +140,14 @@ func Compile(set *warm.Set, previous *Snapshot, d Deps) (*Snapshot, []error) {
 	b.secrets()
 	b.routeConfigs()
 	b.listeners()
+	for _, e := range b.s.engines {
+		if e.routes == nil {
+			continue
+		}
+		if r := b.s.Routes(e.routes.key); r != nil {
+			e.routes.last.Store(r)
+		}
+	}
 	b.upstreams()
 	return b.s, b.errs
 }

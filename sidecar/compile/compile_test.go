@@ -161,6 +161,29 @@ func TestCarryOver(t *testing.T) {
 	}
 }
 
+// TestReplacedEngineKeepsItsRoutes: an engine that was replaced, because its
+// listener now takes its routes by another name or is gone, routes what its
+// connections still ask by the last routes that it had.
+func TestReplacedEngineKeepsItsRoutes(t *testing.T) {
+	w := &world{t: t, pki: testpki.New(t, "mesh.test")}
+	w.ok(set(testpki.Trust(w.pki), inbound("web"), routes("a")))
+	first := w.current.Listeners[0].Chains["in"].Handler.(*fake)
+	w.ok(set(testpki.Trust(w.pki), inbound("web"), routes("a", "b")))
+	newest := w.current.Routes("r")
+	other := routes("c")
+	other.Name = "r2"
+	w.ok(set(testpki.Trust(w.pki), inbound("web", func(l *resource.Listener) { l.Chains[0].HTTP.RouteName = "r2" }), other))
+	if got := first.http.Routes(); got == nil || got != newest {
+		t.Errorf("the replaced engine has routes %p, want its last, %p", got, newest)
+	}
+	second := w.current.Listeners[0].Chains["in"].Handler.(*fake)
+	last := second.http.Routes()
+	w.ok(set(testpki.Trust(w.pki)))
+	if got := second.http.Routes(); got == nil || got != last {
+		t.Errorf("the engine of a removed listener has routes %p, want its last, %p", got, last)
+	}
+}
+
 func TestInlineRoutesChangeWithoutANewEngine(t *testing.T) {
 	w := &world{t: t, pki: testpki.New(t, "mesh.test")}
 	inline := func(cluster string) *resource.Listener {

@@ -35,10 +35,13 @@ import (
 //
 // Recovery: when its time is over the address is in again with one failure
 // below the threshold, so that the next failure ejects it again and longer; a
-// success clears it. Each BaseEjection without failure forgets one ejection.
+// success clears it. Each Forget without failure forgets one ejection. The first
+// ejection is short because the usual cause is short: a new instance is in the
+// catalogue a moment before its sidecar listens.
 const (
 	Threshold    = 3
-	BaseEjection = 10 * time.Second
+	BaseEjection = 1 * time.Second
+	Forget       = 10 * time.Second
 	MaxEjection  = 5 * time.Minute
 	MaxShare     = 50
 )
@@ -144,14 +147,14 @@ func (t *Tracker) known(address string) bool {
 	return false
 }
 
-// forget takes one ejection off for each BaseEjection without failure.
+// forget takes one ejection off for each Forget without failure.
 func (t *Tracker) forget(r *record, now time.Time) {
 	since := r.lastAt
 	if r.until.After(since) {
 		since = r.until
 	}
-	for r.ejections > 0 && now.Sub(since) >= BaseEjection {
-		since = since.Add(BaseEjection)
+	for r.ejections > 0 && now.Sub(since) >= Forget {
+		since = since.Add(Forget)
 		r.ejections--
 	}
 }
