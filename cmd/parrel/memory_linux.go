@@ -51,11 +51,11 @@ func staySmall(ctx context.Context) {
 	}()
 }
 
-// unmapUnused drops the pages of read-only private file mappings. They hold
-// nothing of their own, which makes MADV_DONTNEED lossless for them
-// (madvise(2)). An error leaves the pages where they are.
+// unmapUnused drops the pages of read-only private file mappings that hold
+// nothing of their own, for which MADV_DONTNEED is lossless (madvise(2)). An
+// error leaves the pages where they are.
 func unmapUnused() {
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return // no /proc: nothing is lost but memory
 	}
@@ -66,22 +66,41 @@ func unmapUnused() {
 
 type mapping struct{ start, end uintptr }
 
-// binaryMappings returns the read-only private file mappings of /proc/self/maps
-// (proc_pid_maps(5)).
-func binaryMappings(maps []byte) []mapping {
+// binaryMappings returns the read-only private file mappings of
+// /proc/self/smaps (proc_pid_smaps(5)) of which no page was ever written. What
+// a dynamic loader relocated and then made read-only (RELRO) looks the same in
+// /proc/self/maps, and would come back as it is in the file.
+func binaryMappings(smaps []byte) []mapping {
 	var out []mapping
-	sc := bufio.NewScanner(bytes.NewReader(maps))
+	var m mapping // zero: none that is wanted
+	var clean bool
+	take := func() {
+		if clean && m.end > m.start {
+			out = append(out, m)
+		}
+		m, clean = mapping{}, false
+	}
+	sc := bufio.NewScanner(bytes.NewReader(smaps))
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
+		switch {
+		case len(f) == 3 && f[0] == "Anonymous:":
+			clean = f[1] == "0"
+			continue
+		case len(f) == 0 || strings.HasSuffix(f[0], ":"):
+			continue
+		}
+		take()
 		if len(f) < 6 || !strings.HasPrefix(f[5], "/") || (f[1] != "r-xp" && f[1] != "r--p") {
 			continue
 		}
 		from, to, ok := strings.Cut(f[0], "-")
 		start, err1 := strconv.ParseUint(from, 16, 64)
 		end, err2 := strconv.ParseUint(to, 16, 64)
-		if ok && err1 == nil && err2 == nil && end > start {
-			out = append(out, mapping{uintptr(start), uintptr(end)})
+		if ok && err1 == nil && err2 == nil {
+			m = mapping{uintptr(start), uintptr(end)}
 		}
 	}
+	take()
 	return out
 }
