@@ -51,11 +51,14 @@ func staySmall(ctx context.Context) {
 	}()
 }
 
-// unmapUnused drops the pages of read-only private file mappings. They hold
-// nothing of their own, which makes MADV_DONTNEED lossless for them
-// (madvise(2)). An error leaves the pages where they are.
+// unmapUnused drops the pages of read-only private file mappings of which no
+// page was ever written: they hold nothing of their own, which makes
+// MADV_DONTNEED lossless for them (madvise(2)). A mapping that was written
+// before it became read-only, such as what the dynamic linker relocated in a
+// binary that is linked so, would lose that. An error leaves the pages where they
+// are.
 func unmapUnused() {
-	maps, err := os.ReadFile("/proc/self/maps")
+	maps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		return // no /proc: nothing is lost but memory
 	}
@@ -66,13 +69,21 @@ func unmapUnused() {
 
 type mapping struct{ start, end uintptr }
 
-// binaryMappings returns the read-only private file mappings of /proc/self/maps
-// (proc_pid_maps(5)).
-func binaryMappings(maps []byte) []mapping {
+// binaryMappings returns the read-only private file mappings of /proc/self/smaps
+// (proc_pid_smaps(5)) that have no page of their own, in memory or swapped out.
+func binaryMappings(smaps []byte) []mapping {
 	var out []mapping
-	sc := bufio.NewScanner(bytes.NewReader(maps))
+	open := false // the last of out is the mapping whose numbers are being read
+	sc := bufio.NewScanner(bytes.NewReader(smaps))
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
+		if len(f) >= 2 && strings.HasSuffix(f[0], ":") {
+			if open && f[1] != "0" && (f[0] == "Anonymous:" || f[0] == "Swap:") {
+				out, open = out[:len(out)-1], false
+			}
+			continue
+		}
+		open = false
 		if len(f) < 6 || !strings.HasPrefix(f[5], "/") || (f[1] != "r-xp" && f[1] != "r--p") {
 			continue
 		}
@@ -80,7 +91,7 @@ func binaryMappings(maps []byte) []mapping {
 		start, err1 := strconv.ParseUint(from, 16, 64)
 		end, err2 := strconv.ParseUint(to, 16, 64)
 		if ok && err1 == nil && err2 == nil && end > start {
-			out = append(out, mapping{uintptr(start), uintptr(end)})
+			out, open = append(out, mapping{uintptr(start), uintptr(end)}), true
 		}
 	}
 	return out
