@@ -42,7 +42,7 @@ type Guard struct {
 	cfg    GuardConfig
 	known  map[ServiceName]*guarded
 	losses []loss
-	total  int // instances in known
+	total  int // registrations in known, applications and proxies
 }
 
 // GuardConfig has the numbers of a Guard; zero values are the defaults.
@@ -58,6 +58,7 @@ type guarded struct {
 	held      bool
 	collapse  bool // held because the whole mesh shrank
 	since     time.Time
+	lost      int // what vanished from kept and is counted in losses
 	confirmed int
 	shown     *Service // what was delivered while held
 }
@@ -82,8 +83,8 @@ func NewGuard(cfg GuardConfig) *Guard {
 func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceName]*Service {
 	lost := 0
 	for name, s := range said {
-		if k := g.known[name]; k != nil && !k.held {
-			lost += len(vanished(k.kept, s))
+		if k := g.known[name]; k != nil {
+			lost += max(0, len(vanished(k.kept, s))-k.lost)
 		}
 	}
 	collapse := g.collapses(now, lost)
@@ -97,10 +98,11 @@ func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceN
 		switch {
 		case k == nil && s == nil:
 		case k != nil && k.held && gone > 0 && (k.collapse || empties(k.kept, s)):
+			g.lose(now, k, gone)
 			g.show(out, name, k, s)
 		case k != nil && !k.held && gone > 0 && (collapse || empties(k.kept, s)):
 			k.held, k.collapse, k.confirmed, k.since = true, collapse, 0, now
-			g.losses = append(g.losses, loss{at: now, n: gone})
+			g.lose(now, k, gone)
 			g.show(out, name, k, s)
 		default:
 			if gone > 0 {
@@ -119,6 +121,14 @@ func (g *Guard) Offer(now time.Time, said map[ServiceName]*Service) map[ServiceN
 		}
 	}
 	return out
+}
+
+// lose counts what more has vanished from a held service.
+func (g *Guard) lose(now time.Time, k *guarded, gone int) {
+	if gone > k.lost {
+		g.losses = append(g.losses, loss{at: now, n: gone - k.lost})
+		k.lost = gone
+	}
 }
 
 // Confirmed takes one strongest reading of a held service, nil for one that
@@ -231,15 +241,21 @@ func (g *Guard) show(out map[ServiceName]*Service, name ServiceName, k *guarded,
 	out[name] = k.shown
 }
 
-type memberKey struct{ node, id string }
+// memberKey is one registration in one list: a connect-native instance is in
+// both, and may vanish from one alone.
+type memberKey struct {
+	proxy    bool
+	node, id string
+}
 
 func members(s *Service) map[memberKey]bool {
 	out := map[memberKey]bool{}
 	if s != nil {
-		for _, l := range [][]*Instance{s.Instances, s.Proxies} {
-			for _, in := range l {
-				out[memberKey{in.Node, in.ID}] = true
-			}
+		for _, in := range s.Instances {
+			out[memberKey{false, in.Node, in.ID}] = true
+		}
+		for _, in := range s.Proxies {
+			out[memberKey{true, in.Node, in.ID}] = true
 		}
 	}
 	return out

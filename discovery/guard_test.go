@@ -155,6 +155,13 @@ func TestGuard(t *testing.T) {
 		g.offer(service("b", 1, 2, 3))
 		g.is("b", 3, false)
 	})
+	t.Run("a native instance that vanishes from one list", func(t *testing.T) {
+		both := service("a", 1)
+		both.Instances = both.Proxies
+		g := start(t, both, service("b", 1, 2, 3))
+		g.g.Offer(g.now, map[ServiceName]*Service{name("a"): {Name: name("a"), Instances: both.Instances}})
+		g.is("a", 1, true)
+	})
 	t.Run("deliveries already made are never changed", func(t *testing.T) {
 		first := service("a", 1)
 		g := start(t, first, service("b", 1, 2, 3))

@@ -51,12 +51,9 @@ func staySmall(ctx context.Context) {
 	}()
 }
 
-// unmapUnused drops the pages of read-only private file mappings of which no
-// page was ever written: they hold nothing of their own, which makes
-// MADV_DONTNEED lossless for them (madvise(2)). A mapping that was written
-// before it became read-only, such as what the dynamic linker relocated in a
-// binary that is linked so, would lose that. An error leaves the pages where they
-// are.
+// unmapUnused drops the pages of read-only private file mappings that hold
+// nothing of their own, for which MADV_DONTNEED is lossless (madvise(2)). An
+// error leaves the pages where they are.
 func unmapUnused() {
 	maps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
@@ -69,30 +66,44 @@ func unmapUnused() {
 
 type mapping struct{ start, end uintptr }
 
-// binaryMappings returns the read-only private file mappings of /proc/self/smaps
-// (proc_pid_smaps(5)) that have no page of their own, in memory or swapped out.
+// binaryMappings returns the read-only private file mappings of
+// /proc/self/smaps (proc_pid_smaps(5)) of which no page was ever written. What
+// a dynamic loader relocated and then made read-only (RELRO) looks the same in
+// /proc/self/maps, and would come back as it is in the file.
 func binaryMappings(smaps []byte) []mapping {
 	var out []mapping
-	open := false // the last of out is the mapping whose numbers are being read
+	var m mapping // zero: none that is wanted
+	var clean bool
+	take := func() {
+		if clean && m.end > m.start {
+			out = append(out, m)
+		}
+		m, clean = mapping{}, false
+	}
 	sc := bufio.NewScanner(bytes.NewReader(smaps))
 	for sc.Scan() {
 		f := strings.Fields(sc.Text())
-		if len(f) >= 2 && strings.HasSuffix(f[0], ":") {
-			if open && f[1] != "0" && (f[0] == "Anonymous:" || f[0] == "Swap:") {
-				out, open = out[:len(out)-1], false
-			}
+		switch {
+		case len(f) == 3 && f[0] == "Anonymous:":
+			clean = f[1] == "0"
+			continue
+		case len(f) == 3 && f[0] == "Swap:": // comes after Anonymous
+			clean = clean && f[1] == "0"
+			continue
+		case len(f) == 0 || strings.HasSuffix(f[0], ":"):
 			continue
 		}
-		open = false
+		take()
 		if len(f) < 6 || !strings.HasPrefix(f[5], "/") || (f[1] != "r-xp" && f[1] != "r--p") {
 			continue
 		}
 		from, to, ok := strings.Cut(f[0], "-")
 		start, err1 := strconv.ParseUint(from, 16, 64)
 		end, err2 := strconv.ParseUint(to, 16, 64)
-		if ok && err1 == nil && err2 == nil && end > start {
-			out, open = append(out, mapping{uintptr(start), uintptr(end)}), true
+		if ok && err1 == nil && err2 == nil {
+			m = mapping{uintptr(start), uintptr(end)}
 		}
 	}
+	take()
 	return out
 }

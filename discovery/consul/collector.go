@@ -32,7 +32,7 @@ type collector struct {
 	names    map[string]bool // services that there are, proxies under what they stand for
 	parts    map[string]*part
 	offered  map[string]*discovery.Service // what was said of each last
-	dirty    map[string]bool               // to be said
+	dirty    map[string]time.Time          // to be said, not before
 	sent     map[string]time.Time          // when each was delivered last
 	checking bool                          // a round of confirmation is under way
 
@@ -59,7 +59,7 @@ func newCollector(cfg *Config, f *feed, sink discovery.Sink) *collector {
 	return &collector{
 		cfg: cfg, feed: f, sink: sink, guard: discovery.NewGuard(cfg.Guard), started: time.Now(),
 		names: map[string]bool{}, parts: map[string]*part{}, offered: map[string]*discovery.Service{},
-		dirty: map[string]bool{}, sent: map[string]time.Time{},
+		dirty: map[string]time.Time{}, sent: map[string]time.Time{},
 		kinds:   map[string]map[discovery.EntryKey]*discovery.ConfigEntry{},
 		entries: map[discovery.EntryKey]*discovery.ConfigEntry{}, refused: map[string][]discovery.Problem{},
 		health: newHealth(cfg.MaxAge),
@@ -110,7 +110,7 @@ func (c *collector) services(names map[string]bool) {
 	for name := range c.names {
 		if !names[name] {
 			c.parts[name] = &part{gotProxies: true, gotInstances: true}
-			c.dirty[name] = true
+			c.dirty[name] = time.Time{}
 		}
 	}
 	for name := range names {
@@ -128,13 +128,18 @@ func (c *collector) answered(t target, in []*discovery.Instance, index uint64) {
 	if p == nil || !c.names[t.service] {
 		return // it left the list meanwhile
 	}
+	p.index = max(p.index, index)
 	if t.proxies {
 		p.proxies, p.gotProxies = in, true
-	} else {
-		p.instances, p.gotInstances = in, true
+		c.dirty[t.service] = time.Time{}
+		return
 	}
-	p.index = max(p.index, index)
-	c.dirty[t.service] = true
+	p.instances, p.gotInstances = in, true
+	if _, waits := c.dirty[t.service]; !waits {
+		// The proxies are the endpoints: news of them, which often follows that
+		// of the application, must not have to wait for the next delivery.
+		c.dirty[t.service] = time.Now().Add(c.cfg.Coalesce)
+	}
 }
 
 func (c *collector) said(name string) *discovery.Service {
@@ -156,13 +161,13 @@ func (c *collector) flush(now time.Time) time.Duration {
 	}
 	next := time.Duration(0)
 	offer := map[discovery.ServiceName]*discovery.Service{}
-	for name := range c.dirty {
+	for name, notBefore := range c.dirty {
 		p := c.parts[name]
 		if p != nil && (!p.gotProxies || !p.gotInstances) {
 			delete(c.dirty, name) // the other half comes and makes it dirty again
 			continue
 		}
-		if due := c.sent[name].Add(c.cfg.Coalesce).Sub(now); due > 0 {
+		if due := max(c.sent[name].Add(c.cfg.Coalesce).Sub(now), notBefore.Sub(now)); due > 0 {
 			if next == 0 || due < next {
 				next = due
 			}

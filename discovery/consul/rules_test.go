@@ -30,16 +30,23 @@ func rule(t *testing.T, name string, services map[string]int, change func(*Confi
 			v, stop := run(t, cfg)
 			defer stop()
 			v.await(t, time.Minute, "a first delivery", func(v *view) bool { return v.full == 1 })
-			pass(time.Second)
+			v.pass(time.Second)
 			f(t, a, v)
+			v.pass(0)
 			stop()
 		})
 	})
 }
 
-func pass(d time.Duration) {
+// pass lets virtual time pass; what the test read before happened before what
+// the view takes in then.
+func (v *view) pass(d time.Duration) {
+	v.mu.Lock()
+	v.mu.Unlock() //nolint:staticcheck // an edge for the race detector
 	time.Sleep(d)
 	synctest.Wait()
+	v.mu.Lock()
+	v.mu.Unlock() //nolint:staticcheck // the same
 }
 
 // TestSourceRules has one test for each rule of reading Consul.
@@ -64,7 +71,7 @@ func TestSourceRules(t *testing.T) {
 				}
 			}
 		}, web)
-		pass(time.Second)
+		v.pass(time.Second)
 		q := a.questions(web)
 		// 0, then the first index; the answer's index is 3, below it: 0 again,
 		// which is answered at once with 3.
@@ -82,7 +89,7 @@ func TestSourceRules(t *testing.T) {
 			}
 		})
 		a.put("web", 1)
-		pass(time.Second)
+		v.pass(time.Second)
 		q := a.questions(web)
 		if len(q) < 2 || q[1].index != "1" || q[len(q)-1].index != "1" {
 			t.Errorf("asked for %+v", q)
@@ -95,7 +102,7 @@ func TestSourceRules(t *testing.T) {
 
 	rule(t, "reads are stale unless they confirm", one, nil, func(t *testing.T, a *fake, v *view) {
 		a.put("web", 0)
-		pass(3 * time.Second)
+		v.pass(3 * time.Second)
 		consistent := 0
 		for _, q := range a.asked {
 			if q.consistent {
@@ -113,7 +120,7 @@ func TestSourceRules(t *testing.T) {
 		rule(t, fmt.Sprintf("%d keeps the last set and backs off", status), one, nil, func(t *testing.T, a *fake, v *view) {
 			start := time.Now()
 			a.change(func() { a.fail = func(*http.Request) (int, string) { return status, "no" } })
-			pass(30 * time.Second)
+			v.pass(30 * time.Second)
 			if len(proxies(v, "web")) != 2 || !v.status.Stale || v.status.Since.IsZero() || !strings.Contains(v.status.Reason, "no") {
 				t.Errorf("web = %v, status %+v", proxies(v, "web"), v.status)
 			}
@@ -133,7 +140,7 @@ func TestSourceRules(t *testing.T) {
 				}
 			}
 			a.change(func() { a.fail = nil })
-			pass(5 * time.Second)
+			v.pass(5 * time.Second)
 			if v.status.Stale {
 				t.Errorf("5 s after recovery still %+v", v.status)
 			}
@@ -150,19 +157,19 @@ func TestSourceRules(t *testing.T) {
 				h.Set("X-Consul-Lastcontact", "7000")
 			}
 		})
-		pass(6 * time.Second) // a pulse
+		v.pass(6 * time.Second) // a pulse
 		if !v.status.Stale || v.status.Age != 7*time.Second || len(proxies(v, "web")) != 2 {
 			t.Errorf("status %+v, web %v", v.status, proxies(v, "web"))
 		}
 		a.change(func() {
 			a.head = func(_ *http.Request, h http.Header, _ *uint64) { h.Set("X-Consul-Lastcontact", "11000") }
 		})
-		pass(6 * time.Second)
+		v.pass(6 * time.Second)
 		if !v.status.Stale || !strings.Contains(v.status.Reason, "11s old") {
 			t.Errorf("answers of 11 s ago: %+v", v.status)
 		}
 		a.change(func() { a.head = nil })
-		pass(6 * time.Second)
+		v.pass(6 * time.Second)
 		if v.status.Stale {
 			t.Errorf("with a leader: %+v", v.status)
 		}
@@ -170,7 +177,7 @@ func TestSourceRules(t *testing.T) {
 
 	rule(t, "a single removal applies at once", one, nil, func(t *testing.T, a *fake, v *view) {
 		a.put("web", 1)
-		pass(time.Millisecond)
+		v.pass(time.Millisecond)
 		if len(proxies(v, "web")) != 1 {
 			t.Errorf("web = %v", proxies(v, "web"))
 		}
@@ -178,11 +185,11 @@ func TestSourceRules(t *testing.T) {
 
 	rule(t, "the last instance is kept until that is confirmed twice", one, nil, func(t *testing.T, a *fake, v *view) {
 		a.put("web", 0)
-		pass(300 * time.Millisecond)
+		v.pass(300 * time.Millisecond)
 		if s := v.services["web"]; s == nil || !s.Stale || len(s.Proxies) != 2 {
 			t.Fatalf("before the second confirmation: %+v", s)
 		}
-		pass(300 * time.Millisecond)
+		v.pass(300 * time.Millisecond)
 		if v.services["web"] != nil {
 			t.Errorf("after the second confirmation: %+v", v.services["web"])
 		}
@@ -191,7 +198,7 @@ func TestSourceRules(t *testing.T) {
 	rule(t, "a stale server that answers empty is not believed", one, nil, func(t *testing.T, a *fake, v *view) {
 		a.change(func() { a.amnesia = func(r *http.Request) bool { return r.URL.Query().Has("stale") } },
 			web, "/v1/health/service/web", "/v1/catalog/services")
-		pass(time.Minute)
+		v.pass(time.Minute)
 		if s := v.services["web"]; s == nil || len(s.Proxies) != 2 {
 			t.Errorf("web = %+v", s)
 		}
@@ -202,7 +209,7 @@ func TestSourceRules(t *testing.T) {
 			a.amnesia = func(*http.Request) bool { return true }
 			a.head = func(_ *http.Request, h http.Header, _ *uint64) { h.Set("X-Consul-Results-Filtered-By-ACLs", "true") }
 		}, web, "/v1/health/service/web", "/v1/catalog/services")
-		pass(time.Minute)
+		v.pass(time.Minute)
 		if s := v.services["web"]; s == nil || !s.Stale || len(v.status.Problems) == 0 {
 			t.Errorf("web = %+v, status %+v", s, v.status)
 		}
@@ -213,11 +220,11 @@ func TestSourceRules(t *testing.T) {
 		a.put("a", 1)
 		a.put("b", 1)
 		a.put("c", 0)
-		pass(time.Second)
+		v.pass(time.Second)
 		if !v.status.Stale || !strings.Contains(v.status.Reason, "more than 50 %") || v.services["c"] == nil {
 			t.Errorf("status %+v, services %v", v.status, v.services)
 		}
-		pass(4 * time.Second)
+		v.pass(4 * time.Second)
 		if v.status.Stale || v.services["c"] != nil || len(proxies(v, "a")) != 1 {
 			t.Errorf("confirmed: status %+v, services %v", v.status, v.services)
 		}
@@ -228,31 +235,31 @@ func TestSourceRules(t *testing.T) {
 		a.change(func() {
 			a.entries["service-defaults"] = []map[string]any{{"Kind": "service-defaults", "Name": "a", "ModifyIndex": 7}, {"Kind": "service-defaults", "Name": "b", "ModifyIndex": 8}}
 		}, path)
-		pass(time.Second)
+		v.pass(time.Second)
 		if len(v.entries) != 2 {
 			t.Fatalf("entries %v", v.entries)
 		}
 		a.change(func() { a.amnesia = func(r *http.Request) bool { return r.URL.Query().Has("stale") } }, path)
-		pass(time.Minute)
+		v.pass(time.Minute)
 		if len(v.entries) != 2 {
 			t.Errorf("a stale server took the entries away: %v", v.entries)
 		}
 		a.change(func() { a.amnesia = nil; delete(a.entries, "service-defaults") }, path)
-		pass(time.Second)
+		v.pass(time.Second)
 		if len(v.entries) != 0 {
 			t.Errorf("confirmed, and still %v", v.entries)
 		}
 	})
 
 	rule(t, "churn is coalesced, a first change is not delayed", map[string]int{"web": 50}, nil, func(t *testing.T, a *fake, v *view) {
-		pass(time.Second)
+		v.pass(time.Second)
 		before := len(v.deliveries)
 		at := time.Now()
 		for i := range 100 { // 50 a second
 			a.put("web", 49-i%2)
-			pass(20 * time.Millisecond)
+			v.pass(20 * time.Millisecond)
 		}
-		pass(time.Second)
+		v.pass(time.Second)
 		got := v.deliveries[before:]
 		if len(got) == 0 || got[0].at != at {
 			t.Fatalf("the first change came late: %v", got)
@@ -276,7 +283,7 @@ func TestSourceRules(t *testing.T) {
 				return 0, ""
 			}
 		})
-		pass(time.Second)
+		v.pass(time.Second)
 		if p := v.status.Problems; len(p) != 1 || !strings.Contains(p[0].Reason, "Permission denied") || !strings.Contains(p[0].Remedy, "token") {
 			t.Errorf("problems %+v", p)
 		}
@@ -292,7 +299,7 @@ func TestBounds(t *testing.T) {
 		return m
 	}
 	rule(t, "100 services", many(100), nil, func(t *testing.T, a *fake, v *view) {
-		pass(10 * time.Second)
+		v.pass(10 * time.Second)
 		t.Logf("%d open blocking queries, %d sockets", a.most, a.pipe.most)
 		if a.most > 125 || a.pipe.most > 150 {
 			t.Errorf("%d open blocking queries (125), %d sockets (150)", a.most, a.pipe.most)
@@ -302,7 +309,7 @@ func TestBounds(t *testing.T) {
 		if len(v.services) != 1000 {
 			t.Fatalf("%d services", len(v.services))
 		}
-		pass(10 * time.Second)
+		v.pass(10 * time.Second)
 		start := time.Now()
 		a.put("s0999", 2) // beyond what has a query of its own
 		took := v.await(t, 10*time.Second, "a swept service's change", func(v *view) bool { return len(proxies(v, "s0999")) == 2 })
@@ -310,7 +317,7 @@ func TestBounds(t *testing.T) {
 		if a.most > 125 || a.pipe.most > 150 || time.Since(start) > 5*time.Second {
 			t.Errorf("%d open blocking queries (125), %d sockets (150), a change took %s (5s)", a.most, a.pipe.most, took)
 		}
-		pass(5 * time.Second)
+		v.pass(5 * time.Second)
 		a.put("s0001", 2) // one with a query of its own
 		if took := v.await(t, 10*time.Second, "a watched service's change", func(v *view) bool { return len(proxies(v, "s0001")) == 2 }); took != 0 {
 			t.Errorf("a watched change took %s", took)
@@ -318,7 +325,7 @@ func TestBounds(t *testing.T) {
 	})
 	rule(t, "1000 services, agent gone and back", many(1000), nil, func(t *testing.T, a *fake, v *view) {
 		a.change(func() { a.fail = func(*http.Request) (int, string) { return 500, "No cluster leader" } })
-		pass(time.Minute)
+		v.pass(time.Minute)
 		a.change(func() { a.fail = nil })
 		took := v.await(t, time.Minute, "recovery", func(v *view) bool { return !v.status.Stale })
 		t.Logf("recovered after %s", took)

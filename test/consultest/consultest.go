@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -132,6 +133,9 @@ func newAgent(t testing.TB, node string) *Agent {
 
 func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
+// handed counts the ports that this process looked at.
+var handed atomic.Int64
+
 // freePorts finds ports that nobody listens on, in TCP and UDP. They lie below
 // the kernel's range for outgoing connections where possible, for an agent that
 // is started again must find them free.
@@ -144,12 +148,13 @@ func freePorts(t testing.TB) ports {
 			c.Close()
 		}
 	}()
-	next := 10000 + int(time.Now().UnixNano()/1000+int64(os.Getpid())*131)%15000
 	for tries := 0; len(out) < 5; tries++ {
 		if tries > 5000 {
 			t.Fatal("no free ports")
 		}
-		next++
+		// Never one that another agent of this process was given and does not
+		// hold yet.
+		next := 10000 + int(handed.Add(1)+int64(os.Getpid())*131)%15000
 		l, err := net.Listen("tcp", address(next))
 		if err != nil {
 			continue

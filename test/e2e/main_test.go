@@ -33,11 +33,15 @@ const soon = 10 * time.Second
 // another shape it builds it of the parts.
 type mesh struct {
 	*rig.Rig
-	agent *consultest.Agent
-	cp    *rig.ControlPlane
-	web   *rig.Sidecar
-	api   int // web's upstream port for api
-	apis  map[string]*instance
+	agent  *consultest.Agent
+	o      options
+	cp     *rig.ControlPlane
+	second *rig.ControlPlane // nil unless options.planes is 2
+	web    *rig.Sidecar
+	ports  struct{ app, proxy int } // web-1's
+	ups    []rig.Upstream           // web-1's
+	api    int                      // web's upstream port for api
+	apis   map[string]*instance
 }
 
 // instance is one of api's.
@@ -52,8 +56,10 @@ func (i *instance) addr() string { return rig.Addr(i.port) }
 
 // options of a mesh.
 type options struct {
-	consul       string              // address that the control plane reads; "": the agent's
+	consul       string              // address that the control planes read; "": the agent's
 	controlPlane []string            // flags
+	planes       int                 // how many control planes; 0: one
+	sidecar      []string            // flags of every sidecar
 	agent        string              // Consul configuration
 	agents       []*consultest.Agent // instead of a new one; the first is used for registrations
 	instances    []string            // of api; nil: api-1
@@ -64,7 +70,7 @@ type options struct {
 // every instance.
 func newMesh(t *testing.T, o options) *mesh {
 	t.Helper()
-	m := &mesh{Rig: rig.New(t, parrel), api: rig.Port(t), apis: map[string]*instance{}}
+	m := &mesh{Rig: rig.New(t, parrel), o: o, api: rig.Port(t), apis: map[string]*instance{}}
 	if o.agents != nil {
 		m.agent = o.agents[0]
 	} else {
@@ -72,13 +78,17 @@ func newMesh(t *testing.T, o options) *mesh {
 	}
 	m.agent.Entry(rig.Protocol("web", "http"))
 	m.agent.Entry(rig.Protocol("api", "http"))
-	m.agent.Entry(rig.Intentions("api", "web", "allow"))
-	m.agent.Register(rig.Define("web", "web-1", rig.Port(t), rig.Port(t), rig.Upstream{Service: "api", Port: m.api}))
+	m.agent.Entry(rig.Intentions("api", "web", "allow", "*", "deny"))
+	m.ports.app, m.ports.proxy = m.App("web-1").Port, rig.Port(t)
+	m.call("api", m.api)
 	if o.consul == "" {
 		o.consul = m.agent.HTTP
 	}
 	m.cp = m.ControlPlane(o.consul, o.controlPlane...)
-	m.web = m.Sidecar(m.cp.XDS, []string{"web-1=web"})
+	if o.planes > 1 {
+		m.second = m.ControlPlane(o.consul, o.controlPlane...)
+	}
+	m.web = m.Sidecar(m.planes(), []string{"web-1=web"}, o.sidecar...)
 	if o.instances == nil {
 		o.instances = []string{"api-1"}
 	}
@@ -87,6 +97,21 @@ func newMesh(t *testing.T, o options) *mesh {
 	}
 	m.Only(20*time.Second, m.api, o.instances...)
 	return m
+}
+
+// planes are the addresses of the control planes.
+func (m *mesh) planes() string {
+	if m.second != nil {
+		return m.cp.XDS + "," + m.second.XDS
+	}
+	return m.cp.XDS
+}
+
+// call registers web-1 with one more upstream.
+func (m *mesh) call(service string, port int) {
+	m.T.Helper()
+	m.ups = append(m.ups, rig.Upstream{Service: service, Port: port})
+	m.agent.Register(rig.Define("web", "web-1", m.ports.app, m.ports.proxy, m.ups...))
 }
 
 // start starts and registers an instance of api.
@@ -98,9 +123,17 @@ func (m *mesh) start(id string, define func(string, rig.Service) rig.Service) *i
 		s = define(id, s)
 	}
 	m.agent.Register(s)
-	i.sidecar = m.Sidecar(m.cp.XDS, []string{id + "=api"})
+	i.sidecar = m.Sidecar(m.planes(), []string{id + "=api"}, m.o.sidecar...)
 	m.apis[id] = i
 	return i
+}
+
+// serve registers an instance of another service than api, whose application
+// listens on port, and starts its sidecar.
+func (m *mesh) serve(service string, port int) *rig.Sidecar {
+	m.T.Helper()
+	m.agent.Register(rig.Define(service, service+"-1", port, rig.Port(m.T)))
+	return m.Sidecar(m.planes(), []string{service + "-1=" + service}, m.o.sidecar...)
 }
 
 // principal is a service's SPIFFE id.
