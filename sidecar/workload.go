@@ -35,6 +35,7 @@ type workload struct {
 	live         *live.Index
 	current      atomic.Pointer[compile.Snapshot]
 	complete     atomic.Bool // a complete set was in force once
+	identified   atomic.Bool // there was a usable identity once
 	parts        atomic.Pointer[parts]
 	failed       atomic.Pointer[error] // why it ended before the process
 
@@ -98,8 +99,15 @@ func (l lateIdentity) Changed() <-chan struct{} {
 // leave ends before ctx: the catalogue is to be told that the proxy goes.
 func (w *workload) run(ctx, leave context.Context, left func()) error {
 	defer left()
+	// Connections that no engine gets, because they are refused before, have
+	// their line in the process's access log.
+	access, err := w.logs.Compile(w.Sidecar.cfg.AccessLog)
+	if err != nil {
+		w.opened.Done()
+		return fmt.Errorf("sidecar: access log: %w", err)
+	}
 	w.listeners = listener.NewSet(listener.Deps{Net: w.deps.Net, Identity: w.identitySource(), Live: w.live,
-		Record: w.record, Log: w.log, Now: w.deps.Now})
+		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
 	w.registration.hold = w.listeners.Hold
 	w.opened.Done()
 
@@ -132,7 +140,7 @@ func (w *workload) build(ctx, leave context.Context, left func(), g *group) erro
 		return err
 	}
 	w.parts.Store(p)
-	g.start("identity", p.identity.Run)
+	g.start("identity", w.keepIdentity(p))
 	g.start("identity's life", w.watchLife(p))
 	g.start("clusters", p.clusters.Run)
 	g.start("clusters that leave", w.sweepClusters)
@@ -286,6 +294,23 @@ func (w *workload) keepTrust(old, next *compile.Snapshot) {
 	}
 }
 
+// keepIdentity runs the identity source. One that gave no usable identity and
+// cannot ends the process with its reason: the token is wrong. One that did,
+// and now is over, does not: listeners stay and refuse with the reason, and the
+// process's other workloads go on.
+func (w *workload) keepIdentity(p *parts) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := p.identity.Run(ctx)
+		if err == nil || ctx.Err() != nil || !w.identified.Load() {
+			return err
+		}
+		w.log.Error("sidecar: the identity is over and cannot be renewed: connections are refused until the sidecar is started again with a new token",
+			telemetry.KeyError, err.Error())
+		<-ctx.Done()
+		return ctx.Err()
+	}
+}
+
 // watchLife raises the alarm over a certificate that is not renewed, and shows
 // its end in the metrics.
 func (w *workload) watchLife(p *parts) func(context.Context) error {
@@ -295,6 +320,9 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 		wg.Go(func() { _ = mtls.WatchLife(ctx, mtls.WatchConfig{Source: p.identity, Log: w.log, Now: w.deps.Now}) })
 		for {
 			changed := p.identity.Changed()
+			if _, err := mtls.Usable(p.identity.Current(), w.deps.Now()); err == nil {
+				w.identified.Store(true)
+			}
 			if svid := p.identity.Current().SVID; svid != nil && len(svid.Certificates) > 0 {
 				w.metrics.SetCertExpiry(w.cfg.name(), svid.Certificates[0].NotAfter)
 			}

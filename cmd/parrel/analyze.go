@@ -20,7 +20,7 @@ func analyzeCommand() *cobra.Command {
 registrations in the catalogue, what the source refused and why, what sidecars
 refused, and what cannot work (an upstream without a service, an intention for
 nobody). The exit code is 1 when a finding is an error.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var a api.Analysis
 			if err := from.get(cmd.Context(), "/v1/analyze", nil, &a); err != nil {

@@ -22,9 +22,12 @@ func (a *apiFlag) bind(cmd *cobra.Command) {
 
 // get asks for a path and decodes the answer into v.
 func (a *apiFlag) get(ctx context.Context, path string, query url.Values, v any) error {
-	base := strings.TrimSuffix(a.address, "/")
+	base := strings.TrimRight(a.address, "/")
 	if !strings.Contains(base, "://") {
 		base = "http://" + base
+	}
+	if u, err := url.Parse(base); err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("--api %s is no address of an API: write http://HOST:PORT", a.address)
 	}
 	target := base + path
 	if len(query) > 0 {

@@ -36,14 +36,14 @@ type configResource struct {
 }
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	var subs []*cobra.Command
+	for _, t := range configTypes {
+		subs = append(subs, configTypeCommand(t.name, t.what))
+	}
+	return group(&cobra.Command{
 		Use:   "config",
 		Short: "Show the configuration that a sidecar is served",
-	}
-	for _, t := range configTypes {
-		cmd.AddCommand(configTypeCommand(t.name, t.what))
-	}
-	return cmd
+	}, subs...)
 }
 
 func configTypeCommand(name, what string) *cobra.Command {
@@ -55,7 +55,7 @@ func configTypeCommand(name, what string) *cobra.Command {
 		Use:   name + " NODE",
 		Short: "Show " + name + ": " + what,
 		Long:  "NODE is the id of a proxy (web-1-sidecar-proxy) or the name of a service, whose first proxy it then is.",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArg("NODE", "web-1-sidecar-proxy"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var d configDump
 			if err := from.get(cmd.Context(), "/v1/config/"+name+"/"+url.PathEscape(args[0]), nil, &d); err != nil {

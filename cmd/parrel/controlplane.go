@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -48,7 +49,7 @@ CONSUL_HTTP_TOKEN, CONSUL_CACERT and the rest of Consul's variables are
 honoured) or from a folder of Consul's own definition files, and streams Envoy's
 xDS to the sidecars. Signs their identities with the CA in --ca-dir, which is
 made where there is none; several control planes may share that directory.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			logger, err := f.log.logger(cmd.ErrOrStderr())
 			if err != nil {
@@ -91,6 +92,13 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 	if f.leafTTL < minLeafTTL {
 		return fmt.Errorf("controlplane: --leaf-ttl %s is too short to be renewed in time: give at least %s", f.leafTTL, minLeafTTL)
 	}
+	if err := f.check(); err != nil {
+		return err
+	}
+	source, err := f.source(action, log) // before anything is made: it finds what is wrong with the catalogue's flags
+	if err != nil {
+		return err
+	}
 	used, err := f.usedTokens()
 	if err != nil {
 		return err
@@ -101,10 +109,6 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 	}
 	dns, ips := f.names()
 	identity, err := authority.ControlPlaneCert(ctx, dns, ips)
-	if err != nil {
-		return err
-	}
-	source, err := f.source(action, log)
 	if err != nil {
 		return err
 	}
@@ -141,6 +145,63 @@ func (f *controlplaneFlags) run(ctx context.Context, log *slog.Logger) error {
 	return cp.Run(ctx)
 }
 
+// check refuses addresses and names that cannot be any, before a CA is made.
+func (f *controlplaneFlags) check() error {
+	for _, a := range []struct{ flag, value string }{{"--grpc-bind", f.grpcBind}, {"--http-bind", f.httpBind}} {
+		if _, _, err := net.SplitHostPort(a.value); err != nil && (a.value != "" || a.flag == "--grpc-bind") {
+			return fmt.Errorf("controlplane: %s %q: %w; write HOST:PORT", a.flag, a.value, err)
+		}
+	}
+	for _, n := range f.advertise {
+		if _, err := netip.ParseAddr(n); err != nil && !isDNSName(n) {
+			return fmt.Errorf("controlplane: --advertise %q is neither a DNS name nor an IP address: write it without scheme and port", n)
+		}
+	}
+	for _, n := range f.apiHosts {
+		if _, err := netip.ParseAddr(n); err != nil && !isDNSName(n) {
+			return fmt.Errorf("controlplane: --api-host %q is no name of a host: write it without scheme and port", n)
+		}
+	}
+	if f.drain < 0 {
+		return fmt.Errorf("controlplane: --drain-time %s is below zero: give 0s or more", f.drain)
+	}
+	if f.catalogDir == "" && f.noChecks {
+		return errors.New("controlplane: --no-checks is for --catalog-dir alone: Consul's agents run their checks themselves")
+	}
+	if f.catalogDir != "" && (f.consul.TokenFile != "" || f.consul.CAFile != "") {
+		return errors.New("controlplane: --consul-token-file and --ca-file are for Consul, and --catalog-dir is given: leave one out")
+	}
+	return checkConsulAddress("controlplane", f.consul.Address)
+}
+
+// checkConsulAddress refuses what cannot be the address of an agent's HTTP API;
+// "" leaves it to the environment.
+func checkConsulAddress(command, address string) error {
+	if address == "" || strings.HasPrefix(address, "unix://") {
+		return nil
+	}
+	host := strings.TrimPrefix(strings.TrimPrefix(address, "http://"), "https://")
+	if u, err := url.Parse("http://" + host); err != nil || u.Hostname() == "" || strings.Contains(u.Hostname(), ":") && u.Host[0] != '[' {
+		return fmt.Errorf("%s: --http-addr %q is no address: write HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", command, address)
+	}
+	return nil
+}
+
+// isDNSName says whether a name can be one of a host (RFC 1123, section 2.1).
+func isDNSName(n string) bool {
+	n = strings.TrimSuffix(n, ".")
+	if n == "" || len(n) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(n, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
+}
+
 // minLeafTTL leaves a sidecar, and the control plane itself, which looks every
 // 10 s, time to renew at half of the life.
 const minLeafTTL = 30 * time.Second
@@ -174,7 +235,7 @@ func (f *controlplaneFlags) openCA(used ca.UsedTokens, log *slog.Logger) (*ca.CA
 	}
 	td, err := spiffeid.TrustDomainFromString(name)
 	if err != nil {
-		return nil, fmt.Errorf("controlplane: --trust-domain %q: %w", name, err)
+		return nil, fmt.Errorf("controlplane: --trust-domain %q: %w; write it as mesh.example", name, err)
 	}
 	conf.TrustDomain = td
 	return ca.Open(f.caDir, conf)

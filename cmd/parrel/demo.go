@@ -26,7 +26,7 @@ Ctrl-C ends everything and leaves nothing behind.
 
 With --once the demo checks itself and ends; the last line on standard output is
 "demo: N passed, M failed", and the exit code is 0 or 1.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Started, cfg.Out, cfg.Err = started, cmd.OutOrStdout(), cmd.ErrOrStderr()
 			self, err := os.Executable()
@@ -70,7 +70,7 @@ func demoAddCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add SERVICE",
 		Short: "Add an instance of a service to the demo that runs in --dir",
-		Args:  cobra.ExactArgs(1),
+		Args:  oneArg("SERVICE", "orders --dir DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if dir == "" {
 				return errors.New("demo add: which demo? Give the folder that `parrel demo` prints as --dir")
@@ -92,7 +92,7 @@ func demoAddCommand() *cobra.Command {
 func findConsul(self, named string) (string, error) {
 	if named != "" {
 		if _, err := os.Stat(named); err != nil {
-			return "", fmt.Errorf("demo: --consul-binary: %w", err)
+			return "", fmt.Errorf("demo: --consul-binary: %w; run `make consul`, or give the path of Consul's binary", err)
 		}
 		return filepath.Abs(named)
 	}

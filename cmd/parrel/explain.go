@@ -32,7 +32,7 @@ or out, then the callee's chain, the intention, and its application.
 The exit code is 0 when the call would be allowed, 1 when it would not.
 
     parrel explain --from web --to api GET /orders?id=7`,
-		Args: cobra.MaximumNArgs(2),
+		Args: atMost(2, "--from web --to api [METHOD] [PATH]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if source == "" || dest == "" {
 				return errors.New("explain: from whom to whom? Give --from SERVICE and --to SERVICE")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -49,15 +50,22 @@ docker-compose. Its catalogue is Consul. This one binary is the control plane,
 the sidecar, the debugger and the demo.
 
 Start with:  parrel demo`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Version:       version,
+		SilenceUsage:       true,
+		SilenceErrors:      true,
+		Version:            version,
+		Args:               rootArgs,
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true}, // a wrong command is said before its flags
+		RunE:               func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.SetFlagErrorFunc(badFlag)
+	cmd.SetHelpCommand(helpCommand(cmd))
 	cmd.AddCommand(
 		demoCommand(),
 		controlplaneCommand(),
 		sidecarCommand(),
 		tokenCommand(),
+		caCommand(),
 		svidCommand(),
 		statusCommand(),
 		configCommand(),
@@ -76,14 +84,15 @@ func (r root) run(ctx context.Context, args []string) error {
 }
 
 // doubleDashes rewrites -flag to --flag, since users of Consul write both.
-// Single letters (-o) stay, and nothing after "--" is touched.
+// Single letters (-o, -o=json, -ojson) and negative numbers stay, and nothing
+// after "--" is touched.
 func doubleDashes(args []string) []string {
 	out := make([]string, 0, len(args))
 	for i, a := range args {
 		if a == "--" {
 			return append(out, args[i:]...)
 		}
-		if len(a) > 2 && a[0] == '-' && a[1] != '-' && a[2] != '=' && !isNumber(a) {
+		if len(a) > 2 && a[0] == '-' && a[1] != '-' && a[2] != '=' && !isValue(a) {
 			a = "-" + a
 		}
 		out = append(out, a)
@@ -91,4 +100,7 @@ func doubleDashes(args []string) []string {
 	return out
 }
 
-func isNumber(a string) bool { return strings.Trim(a[1:], "0123456789.") == "" }
+// isValue says that an argument with one dash is no flag's name.
+func isValue(a string) bool {
+	return a[1] >= '0' && a[1] <= '9' || a[1] == '.' || slices.Contains(outputs, strings.TrimPrefix(a, "-o"))
+}

@@ -87,6 +87,9 @@ func binaryMappings(smaps []byte) []mapping {
 		case len(f) == 3 && f[0] == "Anonymous:":
 			clean = f[1] == "0"
 			continue
+		case len(f) == 3 && f[0] == "Swap:": // comes after Anonymous
+			clean = clean && f[1] == "0"
+			continue
 		case len(f) == 0 || strings.HasSuffix(f[0], ":"):
 			continue
 		}

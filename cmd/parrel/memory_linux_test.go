@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"slices"
 	"testing"
 )
@@ -24,10 +25,27 @@ Anonymous:             0 kB
 Anonymous:             0 kB
 7f0000030000-7f0000040000 r-xp 00000000 00:00 0 [vdso]
 Anonymous:             0 kB
+7f0000050000-7f0000060000 r--p 00010000 fe:00 12 /lib/swapped.so
+Anonymous:             0 kB
+Swap:                  4 kB
 7f0000040000-7f0000050000 r--p 00000000 fe:00 14 /lib/unknown.so
 `))
 	want := []mapping{{0x400000, 0xc00000}, {0xc00000, 0xd00000}}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %x, want %x", got, want)
+	}
+}
+
+// TestUnmapUnused: the process goes on after it, linked dynamically or not.
+func TestUnmapUnused(t *testing.T) {
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(binaryMappings(smaps)) == 0 {
+		t.Fatalf("nothing of the binary was found in:\n%s", smaps)
+	}
+	for range 3 {
+		unmapUnused()
 	}
 }

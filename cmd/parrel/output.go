@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -15,8 +17,26 @@ import (
 type outputFlag struct{ format string }
 
 func (o *outputFlag) bind(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table, json or yaml")
+	o.format = outputs[0]
+	cmd.Flags().VarP(o, "output", "o", "table, json or yaml")
 }
+
+// outputs are the values of -o.
+var outputs = []string{"table", "json", "yaml"}
+
+// Set implements pflag.Value: a wrong format is said before anything is asked.
+func (o *outputFlag) Set(s string) error {
+	if !slices.Contains(outputs, s) {
+		return errors.New("use table, json or yaml")
+	}
+	o.format = s
+	return nil
+}
+
+func (o *outputFlag) String() string { return o.format }
+
+// Type is what help shows.
+func (o *outputFlag) Type() string { return "format" }
 
 // table is what a command writes columns to, separated by tabs.
 type table struct{ *tabwriter.Writer }
@@ -44,12 +64,10 @@ func (o *outputFlag) print(w io.Writer, v any, show func(*table)) error {
 		}
 		_, err = w.Write(b)
 		return err
-	case "table":
-		t := &table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
-		show(t)
-		return t.Flush()
 	}
-	return fmt.Errorf("-o %s: no such output; use table, json or yaml", o.format)
+	t := &table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
+	show(t)
+	return t.Flush()
 }
 
 // orDash shows that a cell is empty.

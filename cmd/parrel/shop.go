@@ -12,7 +12,7 @@ func shopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:    "shop",
 		Short:  "Run one program of the demo's shop",
-		Args:   cobra.NoArgs,
+		Args:   noArgs,
 		Hidden: true,
 	}
 	cfg := shop.BindFlags(cmd.Flags())

@@ -50,7 +50,7 @@ service up and registers its connect-proxy itself where nobody did; without one
 the proxy has to be registered already. A restart needs nothing but --data-dir.
 
     parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), cmd) },
 	}
 	fs := cmd.Flags()
@@ -80,6 +80,12 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	if f.cfg.Workloads, err = f.workloads(); err != nil {
+		return err
+	}
+	if f.cfg.Drain < 0 {
+		return fmt.Errorf("sidecar: --drain-time %s is below zero: give 0s or more", f.cfg.Drain)
+	}
+	if err := checkConsulAddress("sidecar", f.httpAddr); err != nil {
 		return err
 	}
 	if f.accessLog != "" {
@@ -113,6 +119,9 @@ func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	}
 	if f.proxyID != "" && len(f.services) > 1 {
 		return nil, errors.New("sidecar: --proxy-id names one proxy and --sidecar-for several services: leave --proxy-id out")
+	}
+	if f.service != "" && len(f.services) > 1 {
+		return nil, errors.New("sidecar: --service names one service and --sidecar-for several instances: write --sidecar-for ID=SERVICE for each")
 	}
 	base := sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
 	if len(f.services) == 0 {

@@ -20,7 +20,7 @@ func statusCommand() *cobra.Command {
 		Long: `Shows the control plane, its catalogue, and for each sidecar and type the
 version wanted, the version acknowledged, for how long they have differed, and
 the text of the last refusal. NODE shows one sidecar only.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMost(1, "[NODE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var s api.Status
 			if err := from.get(cmd.Context(), "/v1/status", nil, &s); err != nil {

@@ -29,10 +29,13 @@ renews them at half of their life until it is ended. The three files always
 belong together. For grpc-go's xDS client, curl and others.
 
     parrel svid --service web --token "$(cat web.token)" --out /etc/web/tls`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" {
 				return errors.New("svid: where to? Give --out, a folder for cert.pem, key.pem and ca.pem")
+			}
+			if c.Service == "" {
+				return errors.New("svid: for which service? Give --service NAME, the name under which Consul knows it")
 			}
 			if c.DataDir == "" {
 				c.DataDir = filepath.Join(out, ".parrel")

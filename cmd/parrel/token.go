@@ -12,12 +12,10 @@ import (
 )
 
 func tokenCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "token",
 		Short: "Make tokens that let sidecars join",
-	}
-	cmd.AddCommand(tokenCreateCommand())
-	return cmd
+	}, tokenCreateCommand())
 }
 
 func tokenCreateCommand() *cobra.Command {
@@ -35,19 +33,20 @@ the identity of these services and no other, and carries the hash of the root's
 key, by which a sidecar that has never been here knows the control plane.
 
     parrel token create --ca-dir /var/lib/parrel/ca --service web > web.token`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(spec.Services) == 0 {
 				return errors.New("token create: for which service? Give --service NAME, once for each service that will join with the token")
 			}
-			if dir == "" {
-				return errors.New("token create: where is the CA? Give --ca-dir, the directory that the control plane has")
-			}
 			cfg := ca.Config{}
-			if domain != "" {
+			if domain == "" || dir == "" {
+				if err := haveCA(dir); err != nil {
+					return fmt.Errorf("token create: %w", err)
+				}
+			} else {
 				td, err := spiffeid.TrustDomainFromString(domain)
 				if err != nil {
-					return fmt.Errorf("token create: --trust-domain %q: %w", domain, err)
+					return fmt.Errorf("token create: --trust-domain %q: %w; write it as mesh.example", domain, err)
 				}
 				cfg.TrustDomain = td
 			}

@@ -240,8 +240,23 @@ func (p *Pool) adopt(nc netio.Conn, release func(), given bool) (*conn, error) {
 	return c, nil
 }
 
+// identity asks for our own certificate before anybody is dialled: the other
+// side's refusal of us, or its own end, would hide that we have none.
+func (p *Pool) identity(ctx context.Context) error {
+	if p.c.TLS.GetClientCertificate == nil {
+		return nil
+	}
+	if _, err := p.c.TLS.GetClientCertificate(&tls.CertificateRequestInfo{}); err != nil {
+		return handshakeError(ctx, ctx, err, p.c.ConnectTimeout)
+	}
+	return nil
+}
+
 // openTLS opens a connection and its TLS. ctx bounds both.
 func (p *Pool) openTLS(ctx context.Context, alpn []string, given bool) (*tls.Conn, *conn, error) {
+	if err := p.identity(ctx); err != nil {
+		return nil, nil, err
+	}
 	release, err := p.slot(ctx)
 	if err != nil {
 		return nil, nil, err

@@ -71,7 +71,7 @@ var table = [codeEnd]Info{
 	DownstreamTLSFailure: {DownstreamTLSFailure, "downstream_tls_failure", "-", "", 0, grpcUnauthenticated,
 		"The client did not complete a TLS handshake with an identity that this mesh vouches for: it spoke plaintext, had no certificate or one of another trust domain."},
 	RBACDenied: {RBACDenied, "rbac_denied", "RBAC", "http_request_denied", http.StatusForbidden, grpcPermissionDenied,
-		"No intention allows this caller: create one from the caller's service to this one (`parrel intention`, or `consul intention create`)."},
+		"No intention allows this caller: write one from the caller's service to this one (a service-intentions entry by `consul config write`, or `consul intention create`)."},
 	ReauthorisedDenied: {ReauthorisedDenied, "reauthorised_denied", "RBAC", "connection_terminated", http.StatusForbidden, grpcPermissionDenied,
 		"The permission that this open connection lived by was withdrawn, so it was ended: restore the intention if that was not meant."},
 	StreamIdleTimeout: {StreamIdleTimeout, "stream_idle_timeout", "SI", "connection_read_timeout", http.StatusGatewayTimeout, grpcDeadlineExceeded,

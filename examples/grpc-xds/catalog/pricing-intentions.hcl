@@ -1,0 +1,8 @@
+Kind = "service-intentions"
+Name = "pricing"
+Sources = [
+  {
+    Name   = "till"
+    Action = "allow"
+  },
+]
