@@ -24,7 +24,7 @@ func testFaults(t *testing.T, w *world) {
 		status           int
 		code, says, flag string
 	}{
-		{"denied", "denied", 403, "rbac_denied", "svc/web", "RBAC"},
+		{"denied", "denied", 403, "rbac_denied", "intention", "RBAC"},
 		{"application down", "down", 503, "upstream_connect_failure", "", "UF"},
 		{"no instance", "none", 503, "no_healthy_upstream", "", "UH"},
 	} {

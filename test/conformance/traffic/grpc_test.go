@@ -204,7 +204,7 @@ func testGRPC(t *testing.T, w *world, a *grpcApp) {
 	t.Run("denied", func(t *testing.T) {
 		t.Parallel()
 		err := dialGRPC(t, w.upstream["deniedgrpc"]).Invoke(within(t, 20*time.Second), "/t.T/Echo", wrapperspb.Bytes(nil), new(wrapperspb.BytesValue))
-		if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "svc/web") {
+		if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "intention") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -245,4 +245,3 @@ func pingPong(ctx context.Context, cc *grpc.ClientConn, i int) error {
 	}
 	return nil
 }
-

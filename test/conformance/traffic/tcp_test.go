@@ -121,7 +121,7 @@ func testTCP(t *testing.T, w *world) {
 	})
 	t.Run("slow reader", func(t *testing.T) {
 		before := w.resident(t, "web") + w.resident(t, "tcp")
-		c, br := command(t, w, "stream")
+		_, br := command(t, w, "stream")
 		time.Sleep(time.Second)
 		if grown := w.resident(t, "web") + w.resident(t, "tcp") - before; grown > 16<<20 {
 			t.Errorf("both sidecars hold %d MB for a reader that pauses", grown>>20)
