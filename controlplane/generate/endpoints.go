@@ -43,11 +43,11 @@ func endpoints(m *mesh.Snapshot, name discovery.ServiceName) *resource.Endpoints
 			at[where] = i
 			e.Localities = append(e.Localities, resource.Locality{Region: p.Region, Zone: p.Zone})
 		}
-		ep := endpoint(name, p, instances)
+		ep := endpoint(p, instances)
 		l := &e.Localities[i]
 		l.Endpoints = append(l.Endpoints, ep)
 		if ep.Health == resource.Healthy {
-			l.Weight += ep.Weight
+			l.Weight += max(ep.Weight, 1)
 		}
 	}
 	for i := range e.Localities {
@@ -92,17 +92,18 @@ func reachable(p *discovery.Instance) bool {
 // instanceKey names an instance within its service.
 type instanceKey struct{ node, id string }
 
-func endpoint(name discovery.ServiceName, p *discovery.Instance, instances map[instanceKey]*discovery.Instance) resource.Endpoint {
+func endpoint(p *discovery.Instance, instances map[instanceKey]*discovery.Instance) resource.Endpoint {
 	ep := resource.Endpoint{
 		Address: resource.Address{Host: p.Address, Port: uint16(p.Port)},
-		Health:  resource.Unhealthy, Weight: uint32(max(p.Weights.Passing, 1)),
-		Metadata: resource.Metadata{resource.MetaService: name.Name, resource.MetaWorkload: instanceID(p)},
+		Health:   resource.Unhealthy,
+		Weight:   weight(p.Weights.Passing),
+		Metadata: resource.Metadata{resource.MetaWorkload: instanceID(p)},
 	}
 	switch p.Health {
 	case discovery.Passing:
 		ep.Health = resource.Healthy
 	case discovery.Warning:
-		ep.Health, ep.Weight = resource.Healthy, uint32(max(p.Weights.Warning, 1))
+		ep.Health, ep.Weight = resource.Healthy, weight(p.Weights.Warning)
 	}
 	version := p.Meta["version"]
 	if i := instances[instanceKey{p.Node, instanceID(p)}]; i != nil && version == "" {
@@ -112,6 +113,14 @@ func endpoint(name discovery.ServiceName, p *discovery.Instance, instances map[i
 		ep.Metadata[resource.MetaVersion] = version
 	}
 	return ep
+}
+
+// weight is EDS's form of an instance's weight: 1, the default, is not said.
+func weight(w int) uint32 {
+	if w <= 1 {
+		return 0
+	}
+	return uint32(w)
 }
 
 // instanceID is the id of the instance that a registration stands for.

@@ -93,7 +93,11 @@ func asError(ctx context.Context, err error) *Error {
 	text := err.Error()
 	var se http2.StreamError
 	switch {
-	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
+	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"),
+		// The endpoint was going away when the request came: it names the last
+		// stream that it takes (RFC 9113, 6.8), and x/net's transport says this
+		// only of streams after that one.
+		strings.Contains(text, "graceful shutdown GOAWAY"):
 		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
 	case strings.Contains(text, "malformed"):
 		return &Error{Kind: Protocol, Err: err, Detail: text}

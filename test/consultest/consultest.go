@@ -317,3 +317,6 @@ func (a *Agent) try(method, path string, body any) (string, error) {
 	}
 	return string(text), err
 }
+
+// Server is the address by which the other servers know this one.
+func (a *Agent) Server() string { return address(a.ports.server) }

@@ -153,7 +153,7 @@ const (
 	MetaService    = "service" // the destination service's name
 	MetaNamespace  = "namespace"
 	MetaDatacenter = "datacenter"
-	MetaWorkload   = "workload" // id of the instance
+	MetaWorkload   = "id"       // of the instance; short, since each endpoint carries it
 	MetaEntry      = "entry"    // which config entry or registration this resource comes from, for messages
 	MetaProtocol   = "protocol" // the service's protocol: tcp, http, http2, grpc
 	MetaVersion    = "version"  // the instance's meta "version"

@@ -249,6 +249,9 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(4 << 20),
 		grpc.MaxConcurrentStreams(100),
+		// Fixed windows: an estimate of the bandwidth costs a ping for each ACK.
+		grpc.StaticStreamWindowSize(256 << 10),
+		grpc.StaticConnWindowSize(1 << 20),
 	}
 }
 

@@ -54,6 +54,7 @@ type stream struct {
 	sending   *sub // whose response is built and about to be sent
 	blocked   bool // inside Send
 	ended     bool
+	named     bool // a response has said who we are
 }
 
 // fail ends the stream with an error, from any goroutine.

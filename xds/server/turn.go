@@ -132,10 +132,12 @@ func sortedNames(m map[string]*hold) []string {
 }
 
 func (st *stream) controlPlane() *core.ControlPlane {
-	if o := st.srv.cfg.Origin; o != "" {
-		return &core.ControlPlane{Identifier: o}
+	o := st.srv.cfg.Origin
+	if o == "" || st.named {
+		return nil
 	}
-	return nil
+	st.named = true
+	return &core.ControlPlane{Identifier: o}
 }
 
 // buildDelta fills the turn; an empty type URL means that nothing is to be sent.
