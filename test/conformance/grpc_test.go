@@ -47,6 +47,25 @@ func TestReachesAllInstances(t *testing.T) {
 	c.spreads(t, "pricing-2", "pricing-3")
 
 	inSync(t, m, "web-1", "pricing-2", "pricing-3")
+	shows(t, m, "listeners", "web-1", "pricing")
+	shows(t, m, "clusters", "web-1", "pricing.default.dc1.internal."+procmesh.TrustDomain)
+	shows(t, m, "listeners", "pricing-2", "grpc/server?xds.resource.listening_address="+two)
+}
+
+// shows checks that `parrel config` shows the one resource that a gRPC process
+// is served of a type.
+func shows(t *testing.T, m *procmesh.Mesh, kind, node, want string) {
+	t.Helper()
+	var d struct {
+		Dialect   string
+		Resources []struct{ Name string }
+	}
+	if err := m.Get("/v1/config/"+kind+"/"+node, &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Dialect != "grpc" || len(d.Resources) != 1 || d.Resources[0].Name != want {
+		t.Errorf("%s of %s: %+v, want %s", kind, node, d, want)
+	}
 }
 
 // inSync waits until the streams of these nodes have acknowledged everything,

@@ -47,7 +47,7 @@ func Build(commands ...string) (bins map[string]string, remove func(), err error
 	remove = func() { os.RemoveAll(dir) }
 	bins = map[string]string{}
 	for _, c := range commands {
-		cmd := exec.Command("go", "build", "-o", dir+"/", c)
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", c) // as make build, whose cache it finds
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
