@@ -88,8 +88,11 @@ type Mesh struct {
 	Catalog string
 	XDS     string // host:port
 	API     string // URL
-	t       testing.TB
-	bin     string
+	// ControlPlane is its process.
+	ControlPlane *Proc
+
+	t   testing.TB
+	bin string
 }
 
 // New starts a control plane and waits until it has read the catalogue.
@@ -104,7 +107,7 @@ func New(t testing.TB, o Options) *Mesh {
 	}
 	api := Addr(t)
 	m.API = "http://" + api
-	m.Parrel("controlplane", append([]string{"controlplane", "--ca-dir", m.caDir(), "--trust-domain", TrustDomain,
+	m.ControlPlane = m.Parrel("controlplane", append([]string{"controlplane", "--ca-dir", m.caDir(), "--trust-domain", TrustDomain,
 		"--datacenter", Datacenter, "--grpc-bind", m.XDS, "--http-bind", api, "--catalog-dir", m.Catalog,
 		"--default-intention", "deny"}, o.Flags...)...)
 	Eventually(t, func() error {

@@ -2,17 +2,17 @@ package rig
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/parrel-mesh/parrel/test/consultest"
 )
 
 // Process is a child that may be ended and started again. Its methods belong to
@@ -156,26 +156,8 @@ func spawn(cmd *exec.Cmd) error {
 	return <-started
 }
 
-var nextPort atomic.Int64
-
 // Port finds a port of loopback that nobody listens on, each time another one.
-// They lie below the kernel's range for outgoing connections, and beside those
-// that test/consultest and self-registering sidecars take.
-func Port(t testing.TB) int {
-	t.Helper()
-	const first, last = 26000, 31900
-	nextPort.CompareAndSwap(0, int64(os.Getpid()*37%(last-first)))
-	for range last - first {
-		port := first + int(nextPort.Add(1))%(last-first)
-		l, err := net.Listen("tcp", Addr(port))
-		if err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
-}
+func Port(t testing.TB) int { return consultest.Port(t) }
 
 // Addr is a port of loopback.
 func Addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
