@@ -173,7 +173,7 @@ func (p *ControlPlane) wire() error {
 // API is the handler of the JSON API, for whoever serves it elsewhere too.
 func (p *ControlPlane) API() http.Handler {
 	return api.New(api.Config{Name: p.cfg.Name, Hosts: p.cfg.APIHosts}, api.Deps{
-		Mesh: p.Mesh, Streams: p.xds.Status, Metrics: p.xds.Metrics, Ready: p.isReady, Now: p.deps.Now,
+		Mesh: p.Mesh, Streams: p.xds.Status, Subscribed: p.xds.Subscribed, Metrics: p.xds.Metrics, Ready: p.isReady, Now: p.deps.Now,
 	})
 }
 

@@ -54,5 +54,12 @@ func showAnalysis(t *table, a api.Analysis) {
 			}
 		}
 	}
-	fmt.Fprintf(t, "\n%d errors, %d warnings, %d notes\n", a.Counts["error"], a.Counts["warning"], a.Counts["info"])
+	fmt.Fprintf(t, "\n%s, %s, %s\n", count(a.Counts["error"], "error"), count(a.Counts["warning"], "warning"), count(a.Counts["info"], "note"))
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -76,13 +76,14 @@ func showStatus(t *table, s api.Status) {
 	for _, c := range s.Sidecars {
 		for _, ty := range c.Types {
 			if ty.LastNACK != nil {
-				fmt.Fprintf(t, "\n%s refused %s at %s: %s", c.Node, ty.Type, ty.LastNACK.At.Format(time.RFC3339), ty.LastNACK.Text)
+				fmt.Fprintf(t, "\n%s refused %s at %s: %s\n", c.Node, ty.Type, ty.LastNACK.At.Format(time.RFC3339), ty.LastNACK.Text)
 			}
 			for _, r := range ty.Refused {
-				fmt.Fprintf(t, "\n  %s %s", r.Name, r.Reason)
+				fmt.Fprintf(t, "  %s %s", r.Name, r.Reason)
 				if r.Entry != "" {
 					fmt.Fprintf(t, " (from %s)", r.Entry)
 				}
+				fmt.Fprintln(t)
 			}
 		}
 	}

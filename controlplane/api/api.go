@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
+	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/server"
 )
 
@@ -25,9 +26,11 @@ type Config struct {
 type Deps struct {
 	Mesh    func() *mesh.Snapshot
 	Streams func() []server.StreamStatus
-	Metrics func() server.Metrics
-	Ready   func() bool
-	Now     func() time.Time
+	// Subscribed lists what the streams of a node ask for by name; nil: nothing.
+	Subscribed func(nodeID string, t resource.Type) []string
+	Metrics    func() server.Metrics
+	Ready      func() bool
+	Now        func() time.Time
 }
 
 type handler struct {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,18 +61,32 @@ func (h *handler) config(r *http.Request) (any, error) {
 		return nil, err
 	}
 	d := ConfigDump{Node: nodeID(m, w), Service: w.Service.Name, Type: t.Short(), Dialect: "parrel", Resources: []Resource{}}
+	v := generate.View{Workload: w}
 	for _, st := range h.deps.Streams() {
 		if st.Workload.NodeID == w.NodeID || st.Workload.NodeID == w.Key() {
 			d.Dialect = dialect(st.Workload.Dialect)
+			v.GRPC = st.Workload.Dialect == server.GRPC
 		}
 	}
-	v := generate.View{Workload: w}
-	for _, name := range generate.Names(m, v, t) {
+	for _, name := range h.names(m, v, t) {
 		if res, private, ok := generate.Resource(m, v, t, name); ok {
 			d.Resources = append(d.Resources, Resource{Name: name, Private: private, Entry: cause(res), Config: res})
 		}
 	}
 	return d, nil
+}
+
+// names are those of the wildcard; for gRPC, which has none, what it asks for.
+func (h *handler) names(m *mesh.Snapshot, v generate.View, t resource.Type) []string {
+	if !v.GRPC || h.deps.Subscribed == nil {
+		return generate.Names(m, v, t)
+	}
+	names := h.deps.Subscribed(v.Workload.NodeID, t)
+	if key := v.Workload.Key(); key != v.Workload.NodeID {
+		names = append(names, h.deps.Subscribed(key, t)...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // find resolves a node id or the name of a service to a workload.

@@ -94,7 +94,7 @@ type instanceKey struct{ node, id string }
 
 func endpoint(p *discovery.Instance, instances map[instanceKey]*discovery.Instance) resource.Endpoint {
 	ep := resource.Endpoint{
-		Address: resource.Address{Host: p.Address, Port: uint16(p.Port)},
+		Address:  resource.Address{Host: p.Address, Port: uint16(p.Port)},
 		Health:   resource.Unhealthy,
 		Weight:   weight(p.Weights.Passing),
 		Metadata: resource.Metadata{resource.MetaWorkload: instanceID(p)},

@@ -3,9 +3,7 @@ package generate
 import (
 	"cmp"
 	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
@@ -188,11 +186,6 @@ func registration(w *mesh.Workload) string {
 		s += " (" + o + ")"
 	}
 	return s
-}
-
-// entries joins the names of what caused a resource, without empty ones.
-func entries(names ...string) string {
-	return strings.Join(slices.DeleteFunc(names, func(s string) bool { return s == "" }), ", ")
 }
 
 func entryName(e *discovery.ConfigEntry) string {

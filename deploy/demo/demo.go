@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -40,7 +39,6 @@ type world struct {
 	sidecars     map[string]*process // by host
 	apps         map[string]*process // by instance id
 	client       *http.Client
-	log          *slog.Logger
 }
 
 // Run runs the demo until ctx ends, or, with Once, until its checks are done.

@@ -45,9 +45,7 @@ type bench struct {
 	caller   *netio.Host
 	hosts    []*netio.Host
 	identity *mtls.Cell
-	resolver Resolver
 	*Manager
-	close func()
 }
 
 // inBubble runs a test with n hosts 10.0.1.1 … and a running manager.

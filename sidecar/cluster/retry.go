@@ -23,6 +23,10 @@ import (
 // another endpoint is preferred, and the budget has room: at most 20 % of the
 // cluster's requests in hand are retries, 3 are always allowed.
 //
+// A request that crossed with an endpoint's GOAWAY was not taken and costs it
+// nothing: it is sent once more outside of the budget, as gRPC does
+// (https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
+//
 // First start: the budget is 3.
 //
 // Recovery: the back-off doubles from 25 ms (the first change of endpoint does
@@ -85,7 +89,7 @@ func (p *policy) afterError(method string, e *pool.Error) (again, unprocessed bo
 		return false, false
 	case pool.Connect, pool.ConnectTimeout, pool.TLS:
 		return p.standard || p.any("connect-failure", "5xx", "gateway-error", "reset", "reset-before-request"), true
-	case pool.Refused:
+	case pool.Refused, pool.Leaving:
 		return p.standard || p.any("refused-stream", "5xx", "gateway-error", "reset"), true
 	}
 	if !e.Sent {

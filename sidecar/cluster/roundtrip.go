@@ -57,7 +57,7 @@ type trip struct {
 }
 
 func (t *trip) run(ctx context.Context) (*stream.Response, error) {
-	gone := 0
+	gone, left := 0, false
 	for retry := 0; ; {
 		ep := t.c.pick(t.o, t.tried)
 		if ep == nil {
@@ -78,6 +78,10 @@ func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 		if errors.As(err, &pe) && pe.Kind == pool.Gone && gone < maxAttempts { // replaced under our hands: no attempt was made
 			gone++
 			t.a.Tries--
+			continue
+		}
+		if pe != nil && pe.Kind == pool.Leaving && !left && t.body.again() {
+			left = true
 			continue
 		}
 		exhausted := retry >= int(t.p.retries)
@@ -318,4 +322,5 @@ var codes = map[pool.Kind]telemetry.Code{
 	pool.Overflow:       telemetry.UpstreamOverflow,
 	pool.Cancelled:      telemetry.DownstreamReset,
 	pool.Gone:           telemetry.NoHealthyUpstream,
+	pool.Leaving:        telemetry.UpstreamReset,
 }

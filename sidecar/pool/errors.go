@@ -29,6 +29,7 @@ const (
 	Overflow                       // no room for another connection
 	Cancelled                      // the caller's context ended
 	Gone                           // the pool takes no more requests
+	Leaving                        // the connection was going away and did not take the request (RFC 9113, 6.8)
 )
 
 // Error is why a request or a connection failed at one endpoint.
@@ -95,6 +96,10 @@ func asError(ctx context.Context, err error) *Error {
 	switch {
 	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
 		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
+	case strings.Contains(text, "graceful shutdown GOAWAY"):
+		// GOAWAY names the last stream that the endpoint takes, and x/net's
+		// transport says this only of streams after that one.
+		return &Error{Kind: Leaving, Err: err, Detail: "the connection was going away and did not take the request"}
 	case strings.Contains(text, "malformed"):
 		return &Error{Kind: Protocol, Err: err, Detail: text}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),

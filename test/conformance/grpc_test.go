@@ -47,6 +47,51 @@ func TestReachesAllInstances(t *testing.T) {
 	c.spreads(t, "pricing-2", "pricing-3")
 
 	inSync(t, m, "web-1", "pricing-2", "pricing-3")
+	shows(t, m, "listeners", "web-1", "pricing")
+	shows(t, m, "clusters", "web-1", "pricing.default.dc1.internal."+procmesh.TrustDomain)
+	shows(t, m, "listeners", "pricing-2", "grpc/server?xds.resource.listening_address="+two)
+}
+
+// shows checks that `parrel config` shows the one resource that a gRPC process
+// is served of a type.
+func shows(t *testing.T, m *procmesh.Mesh, kind, node, want string) {
+	t.Helper()
+	var d struct {
+		Dialect   string
+		Resources []struct{ Name string }
+	}
+	if err := m.Get("/v1/config/"+kind+"/"+node, &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Dialect != "grpc" || len(d.Resources) != 1 || d.Resources[0].Name != want {
+		t.Errorf("%s of %s: %+v, want %s", kind, node, d, want)
+	}
+}
+
+// TestHealthAndOutage: an instance whose check fails gets no call although it
+// answers; without the control plane both sides keep what they have, for open
+// connections and for new ones.
+func TestHealthAndOutage(t *testing.T) {
+	m := newMesh(t)
+	pricing, web := m.SVID("pricing"), m.SVID("web")
+	one, two, probe := procmesh.Addr(t), procmesh.Addr(t), procmesh.Addr(t)
+	startServer(t, m, "pricing-1", one, pricing)
+	startServer(t, m, "pricing-2", two, pricing)
+	m.Write("pricing-2.hcl", strings.Replace(native("pricing", "pricing-2", two), "  connect {",
+		"  check {\n    id = \"probe\"\n    tcp = \""+probe+"\"\n    interval = \"200ms\"\n    timeout = \"1s\"\n  }\n  connect {", 1))
+	c := xdsClient(t, m, "web-1", web)
+	c.spreads(t, "pricing-1")
+	l := listen(t, probe)
+	c.spreads(t, "pricing-1", "pricing-2")
+	l.Close()
+	c.spreads(t, "pricing-1")
+	listen(t, probe)
+	c.spreads(t, "pricing-1", "pricing-2")
+
+	m.ControlPlane.Kill()
+	c.spreads(t, "pricing-1", "pricing-2")
+	fresh := credentials.NewTLS(plainTLS(t, web, "pricing", "h2"))
+	newClient(t, "passthrough:///"+two, grpc.WithTransportCredentials(fresh)).spreads(t, "pricing-2")
 }
 
 // inSync waits until the streams of these nodes have acknowledged everything,

@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -67,12 +66,12 @@ type Agent struct {
 	t     testing.TB
 	bin   string
 	args  []string
-	ports ports
+	ports agentPorts
 	cmd   *exec.Cmd
 	done  chan struct{}
 }
 
-type ports struct{ http, grpc, server, lan, wan int }
+type agentPorts struct{ http, grpc, server, lan, wan int }
 
 // Dev starts one server agent and waits until it leads.
 func Dev(t testing.TB, o Options) *Agent {
@@ -116,7 +115,7 @@ func Cluster(t testing.TB, n int) []*Agent {
 
 func newAgent(t testing.TB, node string) *Agent {
 	t.Helper()
-	p := freePorts(t)
+	p := agentPorts{Port(t), Port(t), Port(t), Port(t), Port(t)}
 	a := &Agent{
 		HTTP: address(p.http), GRPC: address(p.grpc), Node: node, Dir: t.TempDir(),
 		t: t, bin: Binary(t), ports: p,
@@ -132,43 +131,6 @@ func newAgent(t testing.TB, node string) *Agent {
 }
 
 func address(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
-
-// handed counts the ports that this process looked at.
-var handed atomic.Int64
-
-// freePorts finds ports that nobody listens on, in TCP and UDP. They lie below
-// the kernel's range for outgoing connections where possible, for an agent that
-// is started again must find them free.
-func freePorts(t testing.TB) ports {
-	t.Helper()
-	var out []int
-	var held []io.Closer
-	defer func() {
-		for _, c := range held {
-			c.Close()
-		}
-	}()
-	for tries := 0; len(out) < 5; tries++ {
-		if tries > 5000 {
-			t.Fatal("no free ports")
-		}
-		// Never one that another agent of this process was given and does not
-		// hold yet.
-		next := 10000 + int(handed.Add(1)+int64(os.Getpid())*131)%15000
-		l, err := net.Listen("tcp", address(next))
-		if err != nil {
-			continue
-		}
-		held = append(held, l)
-		u, err := net.ListenPacket("udp", address(next))
-		if err != nil {
-			continue
-		}
-		held = append(held, u)
-		out = append(out, next)
-	}
-	return ports{out[0], out[1], out[2], out[3], out[4]}
-}
 
 // Start starts the process, again after Stop.
 func (a *Agent) Start() {

@@ -57,6 +57,26 @@ func (s *Server) Connected() []Workload {
 	return out
 }
 
+// Subscribed lists the resources of a type that the open streams of a node ask
+// for by name, in order. What a wildcard brings is not in it.
+func (s *Server) Subscribed(nodeID string, t resource.Type) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := map[string]struct{}{}
+	for _, st := range s.nodes[nodeID] {
+		b := st.subs[t]
+		if b == nil {
+			continue
+		}
+		for _, h := range b.holds {
+			if h.named {
+				names[h.name] = struct{}{}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
 // Metrics returns the counters.
 func (s *Server) Metrics() Metrics {
 	s.mu.Lock()

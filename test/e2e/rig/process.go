@@ -9,10 +9,11 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/parrel-mesh/parrel/test/consultest"
 )
 
 // Process is a child that may be ended and started again. Its methods belong to
@@ -156,25 +157,20 @@ func spawn(cmd *exec.Cmd) error {
 	return <-started
 }
 
-var nextPort atomic.Int64
-
 // Port finds a port of loopback that nobody listens on, each time another one.
-// They lie below the kernel's range for outgoing connections, and beside those
-// that test/consultest and self-registering sidecars take.
-func Port(t testing.TB) int {
+func Port(t testing.TB) int { return consultest.Port(t) }
+
+// Listen opens a port of loopback.
+func Listen(t testing.TB) (net.Listener, int) {
 	t.Helper()
-	const first, last = 26000, 31900
-	nextPort.CompareAndSwap(0, int64(os.Getpid()*37%(last-first)))
-	for range last - first {
-		port := first + int(nextPort.Add(1))%(last-first)
-		l, err := net.Listen("tcp", Addr(port))
-		if err == nil {
-			l.Close()
-			return port
+	for range 20 { // somebody else may be quicker
+		port := Port(t)
+		if l, err := net.Listen("tcp", Addr(port)); err == nil {
+			return l, port
 		}
 	}
 	t.Fatal("no free port")
-	return 0
+	return nil, 0
 }
 
 // Addr is a port of loopback.
