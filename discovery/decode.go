@@ -252,10 +252,8 @@ func setOf(m map[string]any, prefix string) []string {
 	var out []string
 	for k, v := range m {
 		if opaque, ok := v.(map[string]any); ok && k == "Config" {
-			for own, v := range opaque { // the user's own keys, whatever is below
-				if !isZero(v) {
-					out = append(out, join(prefix, "Config."+own))
-				}
+			for own, v := range opaque { // the user's own keys: what is below them too
+				out = append(out, pathsOf(v, join(prefix, "Config."+own))...)
 			}
 			continue
 		}

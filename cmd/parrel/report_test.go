@@ -14,8 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// answersOf is the API's answer to each path: the goldens of the API itself, so
-// that the commands are tested on what a control plane says.
+// answersOf is the API's answer to each path, as a control plane gave them.
 func answersOf(t *testing.T) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
@@ -30,7 +29,7 @@ func answersOf(t *testing.T) map[string][]byte {
 		"/v1/explain?from=api&method=GET&path=%2F&to=orders":               "explain-tcp",
 		"/v1/explain?from=web&method=GET&path=%2F&to=users":                "explain-upstream",
 	} {
-		b, err := os.ReadFile(filepath.Join("../../controlplane/api/testdata", file+".golden"))
+		b, err := os.ReadFile(filepath.Join("testdata", "api", file+".json"))
 		if err != nil {
 			t.Fatal(err)
 		}

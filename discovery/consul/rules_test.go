@@ -446,7 +446,7 @@ func TestInstance(t *testing.T) {
 	if u := in.Proxy.Upstreams[0]; u.DestinationType != "service" || u.LocalBindAddress != "127.0.0.1" {
 		t.Errorf("upstream %+v", u)
 	}
-	if got := fmt.Sprint(in.Proxy.Set); got != "[Proxy.Config.a Proxy.DestinationServiceName Proxy.Upstreams[].DestinationName Proxy.Upstreams[].LocalBindPort]" {
+	if got := fmt.Sprint(in.Proxy.Set); got != "[Proxy.Config.a.b Proxy.DestinationServiceName Proxy.Upstreams[].DestinationName Proxy.Upstreams[].LocalBindPort]" {
 		t.Errorf("Set = %s", got)
 	}
 }

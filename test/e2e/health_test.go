@@ -171,6 +171,7 @@ func TestWeights(t *testing.T) {
 		}
 		return nil
 	})
+	load.More(t, 100)
 	load.Clean(t)
 	share(0.5)
 }

@@ -95,8 +95,26 @@ func newMesh(t *testing.T, o options) *mesh {
 	for _, id := range o.instances {
 		m.start(id, o.define)
 	}
+	t.Cleanup(m.explain)
 	m.Only(20*time.Second, m.api, o.instances...)
 	return m
+}
+
+// explain shows, where the test failed, what each of the three knows of api:
+// Consul, the control plane, web's sidecar.
+func (m *mesh) explain() {
+	if !m.T.Failed() {
+		return
+	}
+	if body, err := rig.Fetch("http://" + m.agent.HTTP + "/v1/health/connect/api"); err == nil {
+		m.T.Logf("Consul says of api: %s", body)
+	}
+	if out, _, err := m.Command("config", "endpoints", "--api", m.cp.API, "web-1-sidecar-proxy"); err == nil {
+		m.T.Logf("the control plane says: %s", out)
+	}
+	if body, err := rig.Fetch("http://" + m.web.Admin + "/clusters"); err == nil {
+		m.T.Logf("web's sidecar says: %s", body)
+	}
 }
 
 // planes are the addresses of the control planes.

@@ -146,11 +146,8 @@ type impostor struct {
 
 func newImpostor(t *testing.T) *impostor {
 	t.Helper()
-	i := &impostor{port: rig.Port(t)}
-	var err error
-	if i.l, err = net.Listen("tcp", rig.Addr(i.port)); err != nil {
-		t.Fatal(err)
-	}
+	i := &impostor{}
+	i.l, i.port = rig.Listen(t)
 	i.wg.Go(func() {
 		for {
 			c, err := i.l.Accept()

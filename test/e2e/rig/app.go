@@ -29,11 +29,8 @@ type App struct {
 // App starts an application that answers with its id.
 func (r *Rig) App(id string) *App {
 	r.T.Helper()
-	a := &App{ID: id, Port: Port(r.T)}
-	l, err := net.Listen("tcp", Addr(a.Port))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	l, port := Listen(r.T)
+	a := &App{ID: id, Port: port}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		a.Hits.Add(1)
 		w.Header().Set("Content-Type", "application/json")
@@ -49,11 +46,7 @@ func (r *Rig) App(id string) *App {
 // returns its port.
 func (r *Rig) TCPApp(id string) int {
 	r.T.Helper()
-	port := Port(r.T)
-	l, err := net.Listen("tcp", Addr(port))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	l, port := Listen(r.T)
 	var mu sync.Mutex
 	open := map[net.Conn]bool{}
 	var wg sync.WaitGroup

@@ -3,7 +3,6 @@ package rig
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -31,12 +30,9 @@ type FaultProxy struct {
 // FaultProxy starts one before the agent at target.
 func (r *Rig) FaultProxy(target string) *FaultProxy {
 	r.T.Helper()
-	p := &FaultProxy{Addr: Addr(Port(r.T)), target: target, turn: make(chan struct{}), counts: map[string]int{}, told: map[string]int{},
+	l, port := Listen(r.T)
+	p := &FaultProxy{Addr: Addr(port), target: target, turn: make(chan struct{}), counts: map[string]int{}, told: map[string]int{},
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 200}}}
-	l, err := net.Listen("tcp", p.Addr)
-	if err != nil {
-		r.T.Fatal(err)
-	}
 	srv := &http.Server{Handler: p}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) }) // ends with Close

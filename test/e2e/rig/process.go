@@ -2,6 +2,7 @@ package rig
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,6 +159,19 @@ func spawn(cmd *exec.Cmd) error {
 
 // Port finds a port of loopback that nobody listens on, each time another one.
 func Port(t testing.TB) int { return consultest.Port(t) }
+
+// Listen opens a port of loopback.
+func Listen(t testing.TB) (net.Listener, int) {
+	t.Helper()
+	for range 20 { // somebody else may be quicker
+		port := Port(t)
+		if l, err := net.Listen("tcp", Addr(port)); err == nil {
+			return l, port
+		}
+	}
+	t.Fatal("no free port")
+	return nil, 0
+}
 
 // Addr is a port of loopback.
 func Addr(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }

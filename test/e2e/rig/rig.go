@@ -160,7 +160,7 @@ func (c *ControlPlane) Ready() {
 // Status asks the API.
 func (c *ControlPlane) Status() (api.Status, error) {
 	var s api.Status
-	body, err := fetch("http://" + c.API + "/v1/status")
+	body, err := Fetch("http://" + c.API + "/v1/status")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &s)
 	}
@@ -188,8 +188,8 @@ func (c *ControlPlane) InSync(nodes ...string) {
 
 var plain = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
-// fetch gets a page that must be there.
-func fetch(url string) (string, error) {
+// Fetch gets a page that must be there.
+func Fetch(url string) (string, error) {
 	resp, err := plain.Get(url)
 	if err != nil {
 		return "", err

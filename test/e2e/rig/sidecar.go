@@ -55,7 +55,7 @@ func (r *Rig) SidecarToken(token, controlPlanes string, instances []string, flag
 func (s *Sidecar) Ready(within time.Duration) {
 	s.r.T.Helper()
 	s.r.Eventually(within, s.Name+" is ready", func() error {
-		_, err := fetch("http://" + s.Admin + "/ready")
+		_, err := Fetch("http://" + s.Admin + "/ready")
 		if err != nil && !s.Alive() {
 			s.r.T.Fatalf("%s has ended", s.Name)
 		}
@@ -66,7 +66,7 @@ func (s *Sidecar) Ready(within time.Duration) {
 // Page gets a page of the admin listener.
 func (s *Sidecar) Page(path string) string {
 	s.r.T.Helper()
-	body, err := fetch("http://" + s.Admin + path)
+	body, err := Fetch("http://" + s.Admin + path)
 	if err != nil {
 		s.r.T.Fatalf("%s: %v", s.Name, err)
 	}

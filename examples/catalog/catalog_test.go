@@ -1,0 +1,64 @@
+package catalog
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/parrel-mesh/parrel/controlplane/generate"
+	"github.com/parrel-mesh/parrel/controlplane/mesh"
+	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/discovery/file"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestLoads: the folder is read without a problem, and all of it is honoured.
+func TestLoads(t *testing.T) {
+	source, err := file.New(file.Config{Dir: "."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	b := mesh.NewBuilder(mesh.Config{TrustDomain: "mesh.example", Datacenter: "dc1"})
+	var got *mesh.Snapshot
+	_ = source.Run(ctx, discovery.SinkFunc(func(d discovery.Delta) {
+		m, _ := b.Apply(d)
+		if d.Full {
+			got = m
+		}
+		cancel()
+	}))
+	if got == nil {
+		t.Fatal("nothing was delivered")
+	}
+	for _, p := range got.Source.Problems {
+		t.Errorf("%s line %d: %s. %s", p.Origin.Place, p.Origin.Line, p.Reason, p.Remedy)
+	}
+	for _, f := range generate.Analyze(got) {
+		t.Errorf("%s %s %s: %s", f.Severity, f.Entry, f.Field, f.Problem)
+	}
+	if s := got.Stats(); s.Services < 3 || s.Workloads != 4 || s.Entries != 6 {
+		t.Errorf("%+v: want web, api twice and ledger, and 6 entries", s)
+	}
+	for service, protocol := range map[string]string{"web": "http", "api": "http", "ledger": "tcp"} {
+		if p := got.Protocol(got.Local(service)).Name; p != protocol {
+			t.Errorf("%s speaks %s, want %s", service, p, protocol)
+		}
+	}
+	allowed := func(dst string) (names []string) {
+		for _, i := range got.Intentions(got.Local(dst)) {
+			if i.Effect == discovery.Allow {
+				names = append(names, i.Name)
+			}
+		}
+		return names
+	}
+	if !slices.Equal(allowed("api"), []string{"web"}) || !slices.Equal(allowed("ledger"), []string{"api"}) {
+		t.Errorf("api is for %v, ledger for %v", allowed("api"), allowed("ledger"))
+	}
+}
