@@ -158,3 +158,37 @@ func TestRefused(t *testing.T) {
 		<-over
 	})
 }
+
+// trailing answers with the trailers that came.
+type trailing struct{ handler }
+
+func (trailing) Exchange(_ context.Context, req *stream.Request, w stream.Responder) {
+	_, _ = io.Copy(io.Discard, req.Body)
+	h := stream.Header{{Name: "x-announced", Value: req.Head.Header.Get("trailer")}, {Name: "x-sum", Value: req.Body.Trailers().Get("x-sum")}}
+	_ = w.Head(&stream.ResponseHead{Status: 204, Header: h, ContentLength: -1}, true)
+}
+
+// RFC 9110, section 6.6.2: who sends trailers announces them; whoever forwards
+// the request needs the announcement.
+func TestRequestTrailersAreAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := pair(t)
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			(&Server{Handler: trailing{}}).Serve(t.Context(), server, nil)
+		}()
+		if _, err := io.WriteString(client, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n1\r\na\r\n0\r\nX-Sum: 9\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.ReadResponse(bufio.NewReader(client), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Header.Get("X-Announced") != "X-Sum" || r.Header.Get("X-Sum") != "9" {
+			t.Errorf("%v", r.Header)
+		}
+		_ = client.Close()
+		<-over
+	})
+}

@@ -43,7 +43,13 @@ func (s *exchange) forward(v *decide.RouteVerdict) (*stream.Response, error) {
 	}
 	o.Hash, o.HasHash = s.hash(fw.Hash)
 	if s.req.Informational == nil {
-		s.req.Informational = func(h *stream.ResponseHead) { _ = s.w.Informational(h) }
+		s.req.Informational = func(h *stream.ResponseHead) {
+			s.writing.Store(true) // it may block as any write does: a time-out must end it
+			defer s.writing.Store(false)
+			if s.watch.fired() == telemetry.OK {
+				_ = s.w.Informational(h)
+			}
+		}
 	}
 	if h.Upgrade != "" {
 		s.watch.unbound()

@@ -247,8 +247,10 @@ func (t *tracked) refuse(a *active, r *refusal) {
 	if r.quiet {
 		log = so.set.Log.Debug
 	}
-	log("listener: connection refused", "listener", so.name, "chain", rec.Chain, "source", t.seen.Source.String(),
-		"peer", t.facts.PeerID, "code", r.code.String(), "reason", string(reason), "err", r.detail)
+	if r.quiet || so.quiet.allow() {
+		log("listener: connection refused", "listener", so.name, "chain", rec.Chain, "source", t.seen.Source.String(),
+			"peer", t.facts.PeerID, "code", r.code.String(), "reason", string(reason), "err", r.detail)
+	}
 	if r.abrupt {
 		_ = t.raw.Reset()
 	}

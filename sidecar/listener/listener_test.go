@@ -334,6 +334,35 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestRefusalsDoNotFloodTheLog(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.update("1", b.public("a", "web"))
+		probe := func(n int) {
+			for range n {
+				if _, err := say(b.dial(21000), "GET / HTTP/1.1\r\nHost: api\r\n\r\n"); err == nil {
+					t.Fatal("served")
+				}
+			}
+			synctest.Wait()
+		}
+		probe(100)
+		time.Sleep(refusalWindow)
+		if n := strings.Count(b.log.String(), "connection refused"); n != refusalLines {
+			t.Errorf("%d lines for 100 refusals", n)
+		}
+		if s := b.log.String(); !strings.Contains(s, "count=90") {
+			t.Errorf("the log does not say how many it leaves out:\n%s", s)
+		}
+		probe(1)
+		if n := strings.Count(b.log.String(), "connection refused"); n != refusalLines+1 {
+			t.Errorf("%d lines: a refusal after the flood is not in the log", n)
+		}
+		if n := len(b.rec.take()); n != 101 {
+			t.Errorf("%d of 101 refusals were recorded", n)
+		}
+	})
+}
+
 func TestNoIdentityRefuses(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.set.Identity = mtls.NewCell(&mtls.Snapshot{Err: errors.New("not joined yet"), Bundles: b.trust})

@@ -189,6 +189,7 @@ func (s *Set) apply(version string, c Config) error {
 		return err
 	}
 	so := &socket{set: s, name: name, address: c.Resource.Address, ln: ln, conns: make(map[*tracked]struct{})}
+	so.quiet.summary = so.leftOut
 	var before *active
 	if old != nil {
 		before = old.active.Load()
@@ -291,6 +292,9 @@ func (s *Set) Run(ctx context.Context) error {
 		so.cut(telemetry.DrainTimeout, "the sidecar ends")
 	}
 	s.wg.Wait()
+	for _, so := range all {
+		so.quiet.end()
+	}
 	return ctx.Err()
 }
 

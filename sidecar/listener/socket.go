@@ -91,10 +91,16 @@ type socket struct {
 	active   atomic.Pointer[active] // nil: removed
 	stopped  atomic.Bool            // no longer accepting
 	counters counters
+	quiet    quiet
 
 	mu       sync.Mutex
 	conns    map[*tracked]struct{} // guarded by mu
 	draining string                // guarded by mu: why, "" where not
+}
+
+// leftOut says how many refusals the log does not have.
+func (so *socket) leftOut(n int) {
+	so.set.Log.Warn("listener: more connections refused", "listener", so.name, "count", n, "within", refusalWindow.String())
 }
 
 // accept takes connections until the socket is closed. An error that may pass

@@ -42,10 +42,16 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 	over := sync.OnceFunc(p.end)
 	wait := &waiter{got: make(chan struct{})}
 	var sent atomic.Bool
-	tctx := httptrace.WithClientTrace(context.WithValue(ctx, waiterKey{}, wait), &httptrace.ClientTrace{
+	trace := &httptrace.ClientTrace{
 		GotConn:      func(httptrace.GotConnInfo) { wait.done() },
 		WroteHeaders: func() { sent.Store(true) },
-	})
+	}
+	if req.Informational != nil {
+		early := &informational{tell: req.Informational}
+		defer early.end()
+		trace.Got1xxResponse = early.got
+	}
+	tctx := httptrace.WithClientTrace(context.WithValue(ctx, waiterKey{}, wait), trace)
 	hreq, err := p.request(tctx, req)
 	if err != nil {
 		over()
@@ -76,6 +82,30 @@ func (p *Pool) RoundTrip(ctx context.Context, req *stream.Request) (*stream.Resp
 		return nil, x, err
 	}
 	return resp, x, nil
+}
+
+// informational hands interim responses on (RFC 9110, section 15.2), from the
+// goroutine that reads the connection and never after RoundTrip has returned:
+// the final response is its caller's to write.
+type informational struct {
+	tell func(*stream.ResponseHead)
+	mu   sync.Mutex // held while tell runs
+	over bool       // guarded by mu
+}
+
+func (i *informational) got(status int, h textproto.MIMEHeader) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !i.over && status != http.StatusContinue { // 100 is each hop's own
+		i.tell(&stream.ResponseHead{Status: status, Header: header(http.Header(h)), ContentLength: -1})
+	}
+	return nil
+}
+
+func (i *informational) end() {
+	i.mu.Lock()
+	i.over = true
+	i.mu.Unlock()
 }
 
 // waiter is a request that may have to wait for room for a connection; it

@@ -225,3 +225,25 @@ func TestDownstreamProtocol(t *testing.T) {
 		}
 	})
 }
+
+func TestInterimResponsesAreTold(t *testing.T) {
+	for _, proto := range protocols {
+		hints := func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", "</a.css>; rel=preload")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("Link")
+			io.WriteString(w, "hello")
+		}
+		with(t, Config{Protocol: proto}, hints, func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+			var told []stream.ResponseHead
+			r := get("/")
+			r.Informational = func(h *stream.ResponseHead) { told = append(told, *h) }
+			if s := do(t, p, r); s != "hello" {
+				t.Errorf("%v: got %q", proto, s)
+			}
+			if len(told) != 1 || told[0].Status != 103 || told[0].Header.Get("link") == "" {
+				t.Errorf("%v: told %v", proto, told)
+			}
+		})
+	}
+}

@@ -252,14 +252,20 @@ func TestSleep(t *testing.T) {
 		if within(p.rel(), "test/e2e", "test/conformance", "test/bench", "test/consultest", "test/demo", "discovery/consul", "deploy/demo") {
 			continue
 		}
+		var sleeping []string
+		bubble := false // often in a helper that the package's tests share
 		for _, f := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
 			b, err := os.ReadFile(filepath.Join(p.Dir, f))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if sleep.Match(b) && !strings.Contains(string(b), "synctest.Test(") {
-				t.Errorf("%s/%s sleeps outside of a synctest bubble", p.rel(), f)
+			bubble = bubble || strings.Contains(string(b), "synctest.Test(")
+			if sleep.Match(b) {
+				sleeping = append(sleeping, f)
 			}
+		}
+		if !bubble && len(sleeping) > 0 {
+			t.Errorf("%s: %s sleep, and no test of the package has a synctest bubble", p.rel(), strings.Join(sleeping, ", "))
 		}
 	}
 }

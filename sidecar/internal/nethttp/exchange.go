@@ -2,7 +2,9 @@ package nethttp
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +48,10 @@ func head(p stream.Protocol, r *http.Request) stream.RequestHead {
 		ContentLength: r.ContentLength, Protocol: p,
 	}
 	hd.Header = Fields(r.Header)
+	if len(r.Trailer) > 0 { // net/http has taken the announcement off the head
+		names := slices.Sorted(maps.Keys(r.Trailer))
+		hd.Header = append(hd.Header, stream.Field{Name: "trailer", Value: strings.Join(names, ", ")})
+	}
 	switch {
 	case p == stream.HTTP1 && r.ProtoAtLeast(1, 1) && r.ContentLength == 0 && hd.Header.HasToken("connection", "upgrade"):
 		// An upgrade together with a body is served as if it asked for none

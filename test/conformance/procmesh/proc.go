@@ -47,6 +47,9 @@ func (m *Mesh) Start(name string, env []string, bin string, args ...string) *Pro
 	return p
 }
 
+// Pid is the process id.
+func (p *Proc) Pid() int { return p.cmd.Process.Pid }
+
 // Alive says whether it still runs.
 func (p *Proc) Alive() bool {
 	select {
