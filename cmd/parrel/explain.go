@@ -139,5 +139,3 @@ func showHop(t *table, where string, h *api.Hop, steps bool) {
 		fmt.Fprintf(t, "  %s %s: %s\n", mark, s.Subject, s.Reason)
 	}
 }
-
-func splitLines(s string) []string { return strings.Split(strings.TrimRight(s, "\n"), "\n") }

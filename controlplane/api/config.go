@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
 	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/server"
+	"github.com/parrel-mesh/parrel/xds/wire"
 )
 
 // ConfigDump is the answer of /v1/config/TYPE/NODE.
@@ -22,15 +24,15 @@ type ConfigDump struct {
 	Resources []Resource `json:"resources"`
 }
 
-// Resource is one generated resource. Config is in the words of parrel's own
-// model; its keys follow the model and are no contract.
+// Resource is one generated resource. Config is Envoy's v3 JSON of it, with the
+// field names of Envoy's protos: Envoy's documents are its reference.
 type Resource struct {
 	Name string `json:"name"`
 	// Private: made for this workload alone.
 	Private bool `json:"private"`
 	// Entry is the registration or config entry that caused it.
-	Entry  string            `json:"entry,omitempty"`
-	Config resource.Resource `json:"config"`
+	Entry  string          `json:"entry,omitempty"`
+	Config json.RawMessage `json:"config"`
 }
 
 // configTypes are the words of the path.
@@ -70,7 +72,11 @@ func (h *handler) config(r *http.Request) (any, error) {
 	}
 	for _, name := range h.names(m, v, t) {
 		if res, private, ok := generate.Resource(m, v, t, name); ok {
-			d.Resources = append(d.Resources, Resource{Name: name, Private: private, Entry: cause(res), Config: res})
+			config, err := wire.JSON(res)
+			if err != nil {
+				return nil, &Error{http.StatusInternalServerError, "the resource cannot be sent: " + err.Error()}
+			}
+			d.Resources = append(d.Resources, Resource{Name: name, Private: private, Entry: cause(res), Config: config})
 		}
 	}
 	return d, nil

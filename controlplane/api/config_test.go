@@ -38,7 +38,9 @@ func TestConfigOfGRPC(t *testing.T) {
 			Dialect   string
 			Resources []struct {
 				Name   string
-				Config struct{ API *struct{} }
+				Config struct {
+					API *struct{} `json:"api_listener"`
+				}
 			}
 		}
 		if err := json.Unmarshal(rec.Body.Bytes(), &d); err != nil || rec.Code != http.StatusOK {

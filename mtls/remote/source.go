@@ -21,7 +21,7 @@ import (
 // How often a failed call is tried again: the first wait, doubled up to the
 // last, each with up to half of jitter taken off.
 const (
-	firstRetry = 1 * time.Second
+	firstRetry = 100 * time.Millisecond
 	lastRetry  = 1 * time.Minute
 )
 

@@ -37,16 +37,16 @@ const (
 type App struct {
 	id     string
 	served atomic.Int64
-	// Hang makes it take requests and answer none, until it is false again.
-	hang atomic.Bool
-	stop func()
-	once sync.Once
+	hang   atomic.Bool
+	stop   func()
+	once   sync.Once
 }
 
 // Served is the number of requests, calls and lines that were answered.
 func (a *App) Served() int64 { return a.served.Load() }
 
-// Hang makes the application silent: it accepts and reads, and answers nothing.
+// Hang makes the application silent: it accepts and reads, and answers nothing
+// until it is called with false. Only HTTP, unary gRPC and TCP heed it.
 func (a *App) Hang(silent bool) { a.hang.Store(silent) }
 
 // Stop ends it and waits.

@@ -52,7 +52,6 @@ type Instance struct {
 	spec    Spec
 	host    *netio.Host
 	starts  int // of sidecars
-	retired bool
 	passing atomic.Bool
 }
 
@@ -177,7 +176,6 @@ func (i *Instance) Register() { i.m.Catalogue.Define(i.node(), i.definition(), d
 // first, then, after drain, the sidecar is stopped, and the application after
 // it. It returns at once.
 func (i *Instance) Retire(drain time.Duration) {
-	i.retired = true
 	i.Deregister()
 	i.m.Go(func() {
 		select {

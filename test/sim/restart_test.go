@@ -135,3 +135,40 @@ func version(t *testing.T, i *Instance) string {
 	_, rest, _ := strings.Cut(body, "version_info")
 	return rest[:min(len(rest), 40)]
 }
+
+// TestRollingRestart: sidecars that registered themselves are stopped one after
+// another and started again, under load: each tells the catalogue first, ends
+// what it has in hand and is called again when it is back; nothing fails (DP6).
+func TestRollingRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(t, Config{Seed: 23, Latency: time.Millisecond})
+		s := &shop{Mesh: m}
+		for _, name := range []string{"api", "users", "ledger"} {
+			m.Catalogue.Set(map[string]any{"Kind": "service-defaults", "Name": name, "Protocol": string(protocols[name])})
+			m.Catalogue.Intentions(name, "web", "allow")
+			for range 3 {
+				m.Add(Spec{Service: name, Protocol: protocols[name], SelfRegister: true})
+			}
+		}
+		servers := m.instances
+		s.web = m.Add(Spec{Service: "web", Upstreams: webUpstreams})
+		m.Ready()
+		m.Plane.InSync(10, 5*time.Second)
+		loads := s.load(LoadConfig{RPS: 30, Workers: 6})
+		for _, i := range servers {
+			i.Sidecar.Stop()
+			served := i.App.Served()
+			time.Sleep(time.Second)
+			if n := i.App.Served() - served; n > 0 {
+				t.Errorf("%s served %d requests after its sidecar had ended", i.ID, n)
+			}
+			i.StartSidecar()
+			m.Ready()
+			time.Sleep(3 * time.Second)
+			if i.App.Served() == served {
+				t.Errorf("%s is not called after its sidecar came back", i.ID)
+			}
+		}
+		clean(t, loads, 500)
+	})
+}
