@@ -260,6 +260,45 @@ func TestDeadEndpointIsNotSeen(t *testing.T) {
 	})
 }
 
+// All requests in hand at an instance that dies fail in one moment, more than
+// the retry budget has room for.
+func TestManyRequestsInHandAtADyingInstance(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, b *bench) {
+		for i := range 3 {
+			b.serve(i, func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(10 * time.Millisecond)
+				io.WriteString(w, "ok")
+			})
+		}
+		b.Update([]Spec{b.spec(3)})
+		var wg sync.WaitGroup
+		var failed atomic.Int64
+		for range 90 {
+			wg.Go(func() {
+				if _, _, _, err := b.call("GET", nil, Options{}); err != nil {
+					failed.Add(1)
+					t.Log(err)
+				}
+			})
+		}
+		time.Sleep(5 * time.Millisecond)
+		b.hosts[1].Kill()
+		wg.Wait()
+		for range 60 { // nobody is there any more: no call needs room
+			wg.Go(func() {
+				if _, _, _, err := b.call("POST", text("x"), Options{}); err != nil {
+					failed.Add(1)
+					t.Log(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := failed.Load(); n > 0 {
+			t.Errorf("%d requests failed", n)
+		}
+	})
+}
+
 func TestPostIsNeverSentTwice(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, b *bench) {
 		var seen atomic.Int64

@@ -21,7 +21,10 @@ import (
 // 9.2.2). With a policy, on its words (Envoy's retry_on). Always: the body can
 // be sent again (none, untouched, or at most maxReplay bytes read so far),
 // another endpoint is preferred, and the budget has room: at most 20 % of the
-// cluster's requests in hand are retries, 3 are always allowed.
+// cluster's requests in hand are retries, 3 are always allowed. What no endpoint
+// can have processed is no additional work for the service and needs no room,
+// unless max_retries is configured. All requests in hand at an instance that
+// dies fail at once: those without room wait for it, at most budgetWait.
 //
 // A request that crossed with an endpoint's GOAWAY was not taken and costs it
 // nothing: it is sent once more outside of the budget, as gRPC does
@@ -39,6 +42,7 @@ const (
 	backoffBase    = 25 * time.Millisecond
 	maxRetryAfter  = time.Second
 	maxAttempts    = 16
+	budgetWait     = time.Second
 )
 
 // policy is a resource.Retry ready to be asked.
@@ -153,6 +157,28 @@ func retryAfter(h *stream.ResponseHead) time.Duration {
 		return d
 	}
 	return 0
+}
+
+// roomForRetry takes a place in the retry budget, waiting for one where the
+// budget is our own; a configured max_retries is a limit that users expect to
+// act at once, as in Envoy.
+func (c *Cluster) roomForRetry(ctx context.Context) bool {
+	var waited time.Duration
+	for n := 1; !c.breakers.takeRetry(); n++ {
+		if c.breakers.retries.limit.Load() >= 0 || waited >= budgetWait {
+			return false
+		}
+		d := min(backoffBase<<min(n-1, 3)/8, budgetWait-waited) // 3 ms, 6 ms, … 25 ms
+		waited += d
+		t := time.NewTimer(d)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return false
+		}
+	}
+	return true
 }
 
 // pause waits before retry n (from 1). It returns false where ctx ended.

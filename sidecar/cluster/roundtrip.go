@@ -58,16 +58,17 @@ type trip struct {
 
 func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 	gone, left := 0, false
+	budgeted := false // the attempt to come takes room in the retry budget
 	for retry := 0; ; {
 		ep := t.c.pick(t.o, t.tried)
 		if ep == nil {
 			return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
 		}
-		if retry > 0 && !t.c.breakers.takeRetry() {
+		if budgeted && !t.c.roomForRetry(ctx) {
 			return nil, t.c.fail(telemetry.UpstreamOverflow, "the retry budget is used up", nil)
 		}
 		resp, err := t.attempt(ctx, ep)
-		if retry > 0 {
+		if budgeted {
 			t.c.breakers.retries.give()
 		}
 		if err != nil && ctx.Err() != nil {
@@ -96,6 +97,7 @@ func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 			return nil, e
 		}
 		retry++
+		budgeted = !unprocessed || t.c.breakers.retries.limit.Load() >= 0
 		t.tried = append(t.tried, &ep.lb)
 		if (!unprocessed || retry > 1) && !t.c.pause(ctx, &t.p, retry, wait) {
 			discard(resp)

@@ -293,7 +293,13 @@ func (c *Client) state() *State {
 	return st
 }
 
-// saver writes the set SaveDelay after it changed, and once more at the end.
+// saveAgain is how often an unchanged set is written anew while the server is
+// there to confirm it: its age on disk tells for how long nobody did, not for how
+// long nothing changed.
+const saveAgain = 24 * time.Hour
+
+// saver writes the set SaveDelay after it changed, once a day while connected,
+// and once more at the end.
 func (c *Client) saver(done <-chan struct{}) {
 	dirty := false
 	write := func() {
@@ -303,8 +309,14 @@ func (c *Client) saver(done <-chan struct{}) {
 	timer := time.NewTimer(c.cfg.SaveDelay)
 	timer.Stop()
 	defer timer.Stop()
+	daily := time.NewTicker(saveAgain)
+	defer daily.Stop()
 	for {
 		select {
+		case <-daily.C:
+			if c.Status().Connected {
+				write()
+			}
 		case <-c.save:
 			if !dirty {
 				dirty = true

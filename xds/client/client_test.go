@@ -579,6 +579,26 @@ func TestWritesAreGathered(t *testing.T) {
 	})
 }
 
+// A set that nothing changes for months is not too old on disk while the server
+// confirms it; once the server is gone, its age counts.
+func TestUnchangedStaysYoung(t *testing.T) {
+	run(t, func(w *world) {
+		w.mesh.Set(cluster("a", 1))
+		s := &countingStore{}
+		w.start(client.Config{Store: s})
+		time.Sleep(60 * 24 * time.Hour)
+		synctest.Wait()
+		if age := time.Since(s.last.Created); age > 25*time.Hour || s.saves > 65 {
+			t.Errorf("after 60 quiet days the set on disk is %s old, written %d times", age, s.saves)
+		}
+		w.net.Down(true)
+		time.Sleep(10 * 24 * time.Hour)
+		if age := time.Since(s.last.Created); age < 9*24*time.Hour {
+			t.Errorf("10 days without a server, and the set on disk says %s", age)
+		}
+	})
+}
+
 type countingStore struct {
 	saves int
 	last  *client.State

@@ -45,6 +45,7 @@ type service struct {
 	name, protocol string
 	apps           []string // addresses of the instances' applications
 	denied         bool
+	apart          bool // a sidecar process for each instance, named like it
 }
 
 // world is a mesh of one caller, web, and the services given.
@@ -85,7 +86,11 @@ func newWorld(t *testing.T, services ...service) *world {
 		for i := range s.apps {
 			ids = append(ids, fmt.Sprintf("%s-%d", s.name, i+1))
 		}
-		if len(ids) > 0 {
+		if s.apart {
+			for _, id := range ids {
+				w.sidecar(id, s.name, id)
+			}
+		} else if len(ids) > 0 {
 			w.sidecar(s.name, s.name, ids...)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 // TestTraffic: one mesh, all protocols.
 func TestTraffic(t *testing.T) {
+	t.Parallel()
 	http, closing, calls := &app{seen: map[string]int{}}, &app{seen: map[string]int{}}, &grpcApp{}
 	appAddr := serveHTTP(t, http)
 	w := newWorld(t,
