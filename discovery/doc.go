@@ -12,4 +12,6 @@
 // names peer, partition, namespace, datacenter and service, so that equal
 // names never meet. A new catalogue is a folder below this one and one line in
 // the list of sources of cmd/parrel.
+//
+// Read first: TestDecode, TestGuard.
 package discovery

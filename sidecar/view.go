@@ -39,10 +39,8 @@ func (w *workload) id() string {
 
 func (w *workload) view() admin.Workload {
 	v := admin.Workload{ID: w.id(), Service: w.cfg.Service, Metadata: w.cfg.Metadata, Missing: w.missing(),
-		Connections: w.live.Len(), Identity: w.identitySource().Current()}
-	if w.listeners != nil {
-		v.Listeners = w.listeners.Status()
-	}
+		Connections: w.live.Len(), Identity: w.identitySource().Current(),
+		Listeners: w.listeners.Status()}
 	if s := w.current.Load(); s != nil {
 		v.Version, v.Pending, v.Absent = s.Version, s.Set.Pending, s.Set.Absent
 	}

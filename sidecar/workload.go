@@ -63,7 +63,15 @@ func newWorkload(s *Sidecar, cfg Workload) (*workload, error) {
 	w := &workload{Sidecar: s, cfg: cfg, log: s.deps.Log.With(telemetry.KeyWorkload, cfg.name()),
 		live: live.New(live.Config{}), turn: make(chan struct{}, 1), leaving: map[string]leaving{}, sweep: make(chan struct{}, 1)}
 	w.turn <- struct{}{}
-	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand}
+	// Connections that no engine gets, because they are refused before, have
+	// their line in the process's access log.
+	access, err := s.logs.Compile(s.cfg.AccessLog)
+	if err != nil {
+		return nil, fmt.Errorf("sidecar: access log: %w", err)
+	}
+	w.listeners = listener.NewSet(listener.Deps{Net: w.deps.Net, Identity: w.identitySource(), Live: w.live,
+		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
+	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold}
 	if s.cfg.DataDir != "" {
 		dir, err := workloadDir(s.cfg.DataDir, cfg.name())
 		if err != nil {
@@ -99,16 +107,6 @@ func (l lateIdentity) Changed() <-chan struct{} {
 // leave ends before ctx: the catalogue is to be told that the proxy goes.
 func (w *workload) run(ctx, leave context.Context, left func()) error {
 	defer left()
-	// Connections that no engine gets, because they are refused before, have
-	// their line in the process's access log.
-	access, err := w.logs.Compile(w.Sidecar.cfg.AccessLog)
-	if err != nil {
-		w.opened.Done()
-		return fmt.Errorf("sidecar: access log: %w", err)
-	}
-	w.listeners = listener.NewSet(listener.Deps{Net: w.deps.Net, Identity: w.identitySource(), Live: w.live,
-		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
-	w.registration.hold = w.listeners.Hold
 	w.opened.Done()
 
 	g := newGroup(ctx)

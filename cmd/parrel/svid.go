@@ -100,6 +100,9 @@ func svidOnce(ctx context.Context, src *remote.Source, files *remote.Files) erro
 		case <-ctx.Done():
 			stop()
 			<-ended
+			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return errors.New("svid: ended before there was an identity; no file was written")
+			}
 			return fmt.Errorf("svid: no identity within a minute: %w", src.Current().Err)
 		}
 	}

@@ -222,7 +222,7 @@ func (t *watchedTunnel) Close() error {
 }
 
 // Connect opens a connection for opaque bytes, trying other endpoints where one
-// refuses or does not answer (T2). The error is an [*Error].
+// refuses or does not answer. The error is an [*Error].
 func (c *Cluster) Connect(ctx context.Context, o Options) (netio.Conn, *Attempt, error) {
 	a := &Attempt{}
 	var tried []*lb.Endpoint

@@ -346,7 +346,7 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 			synctest.Wait()
 		}
 		probe(100)
-		time.Sleep(refusalWindow)
+		time.Sleep(refusalWindow + time.Second)
 		if n := strings.Count(b.log.String(), "connection refused"); n != refusalLines {
 			t.Errorf("%d lines for 100 refusals", n)
 		}
@@ -407,6 +407,7 @@ func TestUpdateKeepsSocketsThatStay(t *testing.T) {
 		b.update("3", plain("three", 1001, echo))
 		b.closed(one)
 		b.talks(b.dial(1001), " says hello")
+		synctest.Wait() // connections of what was removed are over
 		st := b.set.Status()
 		if len(st) != 1 || st[0].Name != "three" || st[0].Version != "3" || st[0].Counts.Accepted != 1 {
 			t.Errorf("status %+v", st)

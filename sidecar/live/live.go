@@ -1,9 +1,3 @@
-// Package live is the index of what is open: connections and streams by
-// workload, peer and deciding policy. After a change of configuration it asks
-// each of them again whether it is still allowed and ends those that are not.
-//
-// Owns: the index and re-authorisation. Does not know: engines' internals,
-// how a decision is made.
 package live
 
 import "github.com/spiffe/go-spiffe/v2/spiffeid"

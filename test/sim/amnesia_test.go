@@ -8,7 +8,7 @@ import (
 
 // TestAmnesia: a catalogue that suddenly knows nothing fails no request, the
 // control plane says that it is stale, and what is confirmed twice is believed
-// (D17, DP5).
+// (DP5).
 func TestAmnesia(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShop(t, Config{Seed: 31, Latency: time.Millisecond}, 2)

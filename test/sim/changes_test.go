@@ -254,7 +254,7 @@ var (
 )
 
 // TestThousandChanges: 1,000 random changes of configuration fail no request
-// and end no connection that may stay (X6, DP4).
+// and end no connection that may stay (DP4).
 func TestThousandChanges(t *testing.T) {
 	const n = 1000
 	synctest.Test(t, func(t *testing.T) {

@@ -144,7 +144,7 @@ func TestRootRotation(t *testing.T) {
 }
 
 // TestDenyClosesConnections: an intention that turns to deny ends the open TCP
-// connections of whom it names within a second, and no others (M9, ID7).
+// connections of whom it names within a second, and no others (ID7).
 func TestDenyClosesConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShop(t, Config{Seed: 13, Latency: time.Millisecond}, 1)

@@ -66,7 +66,7 @@ var bads = []bad{
 // TestBadResourcesAlone: resources that a sidecar cannot take are refused one
 // by one, with name, field and reason where an operator looks; what was good
 // before goes on, what is good beside them applies, and none is sent in a loop
-// (X7, DP3).
+// (DP3).
 func TestBadResourcesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShop(t, Config{Seed: 3, Latency: time.Millisecond}, 2)

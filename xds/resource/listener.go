@@ -75,7 +75,7 @@ type TCPProxy struct {
 	StatPrefix         string
 	Cluster            string // exactly one of Cluster and Weighted
 	Weighted           []WeightedCluster
-	IdleTimeout        time.Duration // 0: none (T7: opaque TCP has no idle time-out by default)
+	IdleTimeout        time.Duration // 0: none (opaque TCP has no idle time-out by default)
 	MaxConnectAttempts uint32        // 0: 1 more than the healthy endpoints, at most 5
 }
 

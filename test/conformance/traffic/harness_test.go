@@ -3,7 +3,7 @@
 // programs as applications and clients.
 //
 // Covered: HTTP/1.1 on raw sockets, HTTP/2 and gRPC, opaque TCP, faults and
-// what is said of them, counts and leaks.
+// what is said of them, counts and leaks, instances that come and go under load.
 //
 // Read first: TestTraffic.
 package traffic
