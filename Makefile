@@ -9,7 +9,7 @@ PKGS ?= ./...
 .PHONY: help build consul demo test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench gen gen-check presubmit clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
 
 build: ## bin/parrel
 	@mkdir -p $(BIN)
@@ -29,11 +29,14 @@ $(BIN)/consul: test/tools/consul/go.mod test/tools/consul/go.sum
 test: build consul lint ## everything that has to pass; installs and builds what it needs
 	$(GO) run ./test/run $(PKGS)
 
-test-short: ## unit tests only, without Consul and without whole meshes
-	$(GO) test -short $(PKGS)
+# Packages whose tests need neither Consul nor processes of their own.
+UNIT = $(shell $(GO) list ./... | grep -vE '/(test/(e2e|conformance|demo)|discovery/consul|examples/grpc-xds)(/|$$)')
 
-race: ## unit tests with the race detector
-	CGO_ENABLED=1 $(GO) test -race -short $(PKGS)
+test-short: ## unit tests and simulations, without Consul and without processes
+	$(GO) test $(UNIT)
+
+race: ## the same with the race detector
+	CGO_ENABLED=1 $(GO) test -race $(UNIT)
 
 lint: ## gofmt, go vet and staticcheck
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt needed: $$bad"; exit 1; }
