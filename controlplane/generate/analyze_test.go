@@ -62,3 +62,27 @@ entries:
 		t.Errorf("another protocol is not named: %+v", got)
 	}
 }
+
+// TestNumbersThatAreNone: what Consul takes as opaque and parrel cannot read is
+// named, wherever it stands.
+func TestNumbersThatAreNone(t *testing.T) {
+	m := build(meshtest.MustRead(`
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {
+    config: {local_connect_timeout_ms: -7, max_inbound_connections: "10", bind_port: high},
+    upstreams: [{destination_name: web, local_bind_port: 81, config: {connect_timeout_ms: 1.5, limits: {max_connections: none}}}]}}}}
+entries:
+- {kind: proxy-defaults, name: global, config: {local_request_timeout_ms: soon}}
+`))
+	var fields []string
+	for _, f := range Analyze(m) {
+		if strings.Contains(f.Problem, "no whole number") {
+			fields = append(fields, f.Field)
+		}
+	}
+	want := []string{"Config.local_request_timeout_ms", "Proxy.Config.bind_port", "Proxy.Config.local_connect_timeout_ms",
+		"Proxy.Upstreams[web].Config.connect_timeout_ms", "Proxy.Upstreams[web].Config.limits.max_connections"}
+	if strings.Join(fields, " ") != strings.Join(want, " ") {
+		t.Errorf("named are %q, want %q", fields, want)
+	}
+}
