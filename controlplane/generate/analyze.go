@@ -193,8 +193,12 @@ func (a *analysis) numbers(where, name, path string, config map[string]any) {
 	check := func(at string, keys []string, in map[string]any) {
 		for _, key := range keys {
 			if v, set := in[key]; set {
-				if _, ok := number(v); !ok {
+				n, ok := number(v)
+				switch {
+				case !ok:
 					a.add(Finding{SeverityError, where, name, at + key, fmt.Sprintf("%v is no whole number from 0 up", v), "as if it were not there", "write a number"})
+				case key == "bind_port" && port(n) == 0:
+					a.add(Finding{SeverityError, where, name, at + key, fmt.Sprintf("%v is no port", v), "the registration's port", "write a port from 1 to 65535"})
 				}
 			}
 		}

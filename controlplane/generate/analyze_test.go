@@ -86,3 +86,20 @@ entries:
 		t.Errorf("named are %q, want %q", fields, want)
 	}
 }
+
+// TestPortsThatAreNone: a number beyond the ports is never taken for another one.
+func TestPortsThatAreNone(t *testing.T) {
+	m := build(meshtest.MustRead(`
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {local_service_port: 65616, config: {bind_port: 65617}, upstreams: [{destination_name: api, local_bind_port: 65618}]}}}}
+- {name: api, port: 82, connect: {sidecar_service: {}}}
+`))
+	var got []string
+	for _, f := range Analyze(m) {
+		got = append(got, f.Field)
+	}
+	want := "Proxy.Config.bind_port Proxy.LocalServicePort Proxy.Upstreams[api]"
+	if strings.Join(got, " ") != want {
+		t.Errorf("named are %q, want %q", got, want)
+	}
+}

@@ -41,6 +41,14 @@ func number(v any) (int, bool) {
 	return 0, false
 }
 
+// port is n where it is a port, else 0, which Analyze names.
+func port(n int) uint16 {
+	if n < 0 || n > math.MaxUint16 {
+		return 0
+	}
+	return uint16(n)
+}
+
 func millis(v any) time.Duration { return time.Duration(integer(v)) * time.Millisecond }
 
 // limit reads one number of the "limits" object, which HCL gives as a list of
