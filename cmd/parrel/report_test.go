@@ -71,7 +71,7 @@ func TestReports(t *testing.T) {
 		"routes":          {"config routes web", "/v1/config/routes/web", 0},
 		"explain-allowed": {"explain --from web --to api POST /x -H X-A:1", "/v1/explain?from=web&header=X-A%3A1&method=POST&path=%2Fx&to=api", 0},
 		"explain-tcp":     {"explain --from api --to orders", "/v1/explain?from=api&method=GET&path=%2F&to=orders", 0},
-		"explain-denied":  {"explain --from web --to users", "/v1/explain?from=web&method=GET&path=%2F&to=users", 1},
+		"explain-denied":  {"explain --from web --to users", "/v1/explain?from=web&method=GET&path=%2F&to=users", 2},
 	} {
 		for _, format := range outputs {
 			t.Run(name+"/"+format, func(t *testing.T) {
