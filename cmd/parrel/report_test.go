@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
+
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 // answersOf is the API's answer to each path, as a control plane gave them.
@@ -82,7 +84,7 @@ func TestReports(t *testing.T) {
 					t.Errorf("exit code %d, want %d", code, c.code)
 				}
 				if format == "table" {
-					golden(t, name+".txt", out)
+					golden.Check(t, filepath.Join("testdata", name+".txt"), out)
 					return
 				}
 				var got, want any

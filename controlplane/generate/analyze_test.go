@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/parrel-mesh/parrel/controlplane/internal/meshtest"
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 // TestAnalyze holds the findings of a catalogue that has something of each.
@@ -39,7 +40,7 @@ entries:
 	for _, f := range Analyze(m) {
 		fmt.Fprintf(&b, "%s %s: %s %s: %s; %s; %s\n", f.Severity, f.Place, f.Entry, f.Field, f.Problem, f.Instead, f.Remedy)
 	}
-	golden(t, "testdata/analyze.golden", b.String())
+	golden.Check(t, "testdata/analyze.golden", b.String())
 
 	if got := Analyze(build(meshtest.MustRead(meshtest.Shop))); len(got) > 0 {
 		t.Errorf("a mesh in order has findings: %+v", got)
