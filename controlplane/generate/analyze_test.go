@@ -88,15 +88,22 @@ entries:
 	}
 }
 
-// TestPortsThatAreNone: a number beyond the ports is never taken for another one.
+// TestPortsThatAreNone: a number beyond the ports is never taken for another
+// one. Files with such a port are refused; Consul lets some pass.
 func TestPortsThatAreNone(t *testing.T) {
-	m := build(meshtest.MustRead(`
+	d := meshtest.MustRead(`
 services:
-- {name: web, port: 80, connect: {sidecar_service: {proxy: {local_service_port: 65616, config: {bind_port: 65617}, upstreams: [{destination_name: api, local_bind_port: 65618}]}}}}
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {config: {bind_port: 65617}, upstreams: [{destination_name: api, local_bind_port: 81}]}}}}
 - {name: api, port: 82, connect: {sidecar_service: {}}}
-`))
+`)
+	for name, s := range d.Services {
+		if name.Name == "web" {
+			s.Proxies[0].Proxy.LocalServicePort = 65616
+			s.Proxies[0].Proxy.Upstreams[0].LocalBindPort = 65618
+		}
+	}
 	var got []string
-	for _, f := range Analyze(m) {
+	for _, f := range Analyze(build(d)) {
 		got = append(got, f.Field)
 	}
 	want := "Proxy.Config.bind_port Proxy.LocalServicePort Proxy.Upstreams[api]"

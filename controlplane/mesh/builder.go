@@ -2,8 +2,8 @@ package mesh
 
 import (
 	"cmp"
-	"fmt"
 	"errors"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
