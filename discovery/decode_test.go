@@ -3,17 +3,14 @@ package discovery
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/parrel-mesh/parrel/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 // TestDecode decodes testdata/*.json: an entry, or under "service" a
 // registration; the golden file beside it is the result, or the error.
@@ -35,19 +32,7 @@ func TestDecode(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := decoded(t, fields, Origin{Place: "file " + filepath.Base(f)})
-			golden := strings.TrimSuffix(f, ".json") + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), string(got)); d != "" {
-				t.Errorf("go test -update writes it anew:\n%s", d)
-			}
+			golden.Check(t, strings.TrimSuffix(f, ".json")+".golden", got)
 			if bad := strings.Contains(f, ".bad."); bad != strings.HasPrefix(string(got), "error: ") {
 				t.Errorf("the name says bad %v:\n%s", bad, got)
 			}

@@ -302,6 +302,9 @@ func (w *workload) keepIdentity(p *parts) func(context.Context) error {
 		if err == nil || ctx.Err() != nil || !w.identified.Load() {
 			return err
 		}
+		if _, own := mtls.Usable(p.identity.Current(), w.deps.Now()); own == nil {
+			return err // not over: the source itself is broken
+		}
 		w.log.Error("sidecar: the identity is over and cannot be renewed: connections are refused until the sidecar is started again with a new token",
 			telemetry.KeyError, err.Error())
 		<-ctx.Done()

@@ -16,32 +16,14 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/parrel-mesh/parrel/controlplane/api"
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 const document = "../../docs/cli.md"
 
-// generated is the part of the document that is made from the commands.
-var generated = regexp.MustCompile(`(?s)(<!-- made by go test ./cmd/parrel -update -->\n).*(<!-- end -->)`)
-
 // TestReference: the reference in docs/cli.md is what the commands say.
 func TestReference(t *testing.T) {
-	b, err := os.ReadFile(document)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !generated.Match(b) {
-		t.Fatalf("%s has no part between the marks", document)
-	}
-	want := generated.ReplaceAllString(string(b), "${1}"+strings.ReplaceAll(reference(), "$", "$$")+"${2}")
-	if *update {
-		if err := os.WriteFile(document, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if want != string(b) {
-		t.Errorf("%s is not what the commands say: run go test ./cmd/parrel -update", document)
-	}
+	golden.Part(t, document, "./cmd/parrel", reference())
 }
 
 func reference() string {

@@ -29,7 +29,8 @@ func explainCommand() *cobra.Command {
 decide: the caller's chain, route and cluster, the candidates and why each is in
 or out, then the callee's chain, the intention, and its application.
 
-The exit code is 0 when the call would be allowed, 1 when it would not.
+The exit code is 0 when the call would be allowed, 2 when it would not, and 1
+when that could not be found out.
 
     parrel explain --from web --to api GET /orders?id=7`,
 		Args: atMost(2, "--from web --to api [METHOD] [PATH]"),
@@ -58,7 +59,7 @@ The exit code is 0 when the call would be allowed, 1 when it would not.
 				return err
 			}
 			if e.Verdict != "allowed" {
-				return exitCode(1)
+				return exitCode(2)
 			}
 			return nil
 		},

@@ -4,21 +4,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files and the generated parts of docs/cli.md")
-
 func TestMain(m *testing.M) {
-	flag.Parse()
 	goleak.VerifyTestMain(m)
 }
 
@@ -36,25 +31,6 @@ func parrel(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	defer cancel()
 	err = r.run(ctx, args)
 	return out.String(), errs.String(), err
-}
-
-// golden compares text with a file below testdata, which -update rewrites.
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", file)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v; go test -update makes it", err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", path, d)
-	}
 }
 
 // TestBadInput: whatever is wrong on the command line gets one sentence with

@@ -38,7 +38,7 @@ func settle(ctx context.Context) {
 func staySmall(ctx context.Context) {
 	unmapUnused()
 	go func() {
-		tick := time.NewTicker(time.Second)
+		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {

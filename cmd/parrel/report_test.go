@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
+
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 // answersOf is the API's answer to each path, as a control plane gave them.
@@ -69,7 +71,7 @@ func TestReports(t *testing.T) {
 		"routes":          {"config routes web", "/v1/config/routes/web", 0},
 		"explain-allowed": {"explain --from web --to api POST /x -H X-A:1", "/v1/explain?from=web&header=X-A%3A1&method=POST&path=%2Fx&to=api", 0},
 		"explain-tcp":     {"explain --from api --to orders", "/v1/explain?from=api&method=GET&path=%2F&to=orders", 0},
-		"explain-denied":  {"explain --from web --to users", "/v1/explain?from=web&method=GET&path=%2F&to=users", 1},
+		"explain-denied":  {"explain --from web --to users", "/v1/explain?from=web&method=GET&path=%2F&to=users", 2},
 	} {
 		for _, format := range outputs {
 			t.Run(name+"/"+format, func(t *testing.T) {
@@ -82,7 +84,7 @@ func TestReports(t *testing.T) {
 					t.Errorf("exit code %d, want %d", code, c.code)
 				}
 				if format == "table" {
-					golden(t, name+".txt", out)
+					golden.Check(t, filepath.Join("testdata", name+".txt"), out)
 					return
 				}
 				var got, want any

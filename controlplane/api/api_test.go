@@ -1,10 +1,8 @@
 package api
 
 import (
-	"flag"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,14 +14,12 @@ import (
 	"github.com/parrel-mesh/parrel/controlplane/internal/meshtest"
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
 	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/server"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files")
-
 func TestMain(m *testing.M) {
-	flag.Parse()
 	goleak.VerifyTestMain(m)
 }
 
@@ -94,25 +90,8 @@ func TestGolden(t *testing.T) {
 			if rec.Code != http.StatusOK {
 				t.Fatalf("%d %s", rec.Code, rec.Body)
 			}
-			golden(t, filepath.Join("testdata", name+".golden"), rec.Body.String())
+			golden.Check(t, filepath.Join("testdata", name+".golden"), rec.Body.String())
 		})
-	}
-}
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(want) != got {
-		t.Errorf("%s differs (go test -update rewrites it); got:\n%s", path, got)
 	}
 }
 

@@ -93,6 +93,7 @@ func (a *analysis) entry(e *discovery.ConfigEntry) {
 	case *discovery.ServiceDefaults:
 		a.protocol(e, body.Protocol)
 	case *discovery.ProxyDefaults:
+		a.numbers(where, name, "Config.", body.Config)
 		word, _ := body.Config["protocol"].(string)
 		a.protocol(e, word)
 	}
@@ -180,6 +181,32 @@ func (a *analysis) known(n discovery.ServiceName) bool {
 	return false
 }
 
+// Keys of opaque configuration whose value is a whole number from 0 up.
+var (
+	numbers     = []string{"bind_port", "connect_timeout_ms", "local_connect_timeout_ms", "local_request_timeout_ms", "max_inbound_connections"}
+	limitNumber = []string{"max_concurrent_requests", "max_connections", "max_pending_requests"}
+)
+
+// numbers names the values of opaque configuration that should be numbers and
+// are none: Consul takes anything there.
+func (a *analysis) numbers(where, name, path string, config map[string]any) {
+	check := func(at string, keys []string, in map[string]any) {
+		for _, key := range keys {
+			if v, set := in[key]; set {
+				n, ok := number(v)
+				switch {
+				case !ok:
+					a.add(Finding{SeverityError, where, name, at + key, fmt.Sprintf("%v is no whole number from 0 up", v), "as if it were not there", "write a number"})
+				case key == "bind_port" && port(n) == 0:
+					a.add(Finding{SeverityError, where, name, at + key, fmt.Sprintf("%v is no port", v), "the registration's port", "write a port from 1 to 65535"})
+				}
+			}
+		}
+	}
+	check(path, numbers, config)
+	check(path+"limits.", limitNumber, limits(config))
+}
+
 // sameProtocol says that the field is a protocol and holds what holds anyway:
 // Consul's agent writes the protocols of service-defaults into a registration by
 // itself.
@@ -213,6 +240,10 @@ func (a *analysis) workload(w *mesh.Workload) {
 		if effectOf(a.table[kindProxy], field) == ignored && !a.sameProtocol(w, field) {
 			a.add(ignoredField(where, name, field))
 		}
+	}
+	a.numbers(where, name, "Proxy.Config.", p.Config)
+	for _, u := range w.Upstreams {
+		a.numbers(where, name, "Proxy.Upstreams["+u.DestinationName+"].Config.", u.Config)
 	}
 	if _, ok := localApp(a.m, w); !ok {
 		a.add(Finding{SeverityError, where, name, "Proxy.LocalServicePort", "the registration does not say where the application is", "there is no inbound listener", "write local_service_port, or register the service with a port"})

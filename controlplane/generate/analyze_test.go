@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/parrel-mesh/parrel/controlplane/internal/meshtest"
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 // TestAnalyze holds the findings of a catalogue that has something of each.
@@ -39,7 +40,7 @@ entries:
 	for _, f := range Analyze(m) {
 		fmt.Fprintf(&b, "%s %s: %s %s: %s; %s; %s\n", f.Severity, f.Place, f.Entry, f.Field, f.Problem, f.Instead, f.Remedy)
 	}
-	golden(t, "testdata/analyze.golden", b.String())
+	golden.Check(t, "testdata/analyze.golden", b.String())
 
 	if got := Analyze(build(meshtest.MustRead(meshtest.Shop))); len(got) > 0 {
 		t.Errorf("a mesh in order has findings: %+v", got)
@@ -60,5 +61,53 @@ entries:
 	}
 	if got := Analyze(build(meshtest.MustRead(fmt.Sprintf(mesh, "grpc")))); len(got) != 2 || got[0].Field != "Proxy.Config.protocol" || got[1].Field != "Proxy.Upstreams[].Config.protocol" {
 		t.Errorf("another protocol is not named: %+v", got)
+	}
+}
+
+// TestNumbersThatAreNone: what Consul takes as opaque and parrel cannot read is
+// named, wherever it stands.
+func TestNumbersThatAreNone(t *testing.T) {
+	m := build(meshtest.MustRead(`
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {
+    config: {local_connect_timeout_ms: -7, max_inbound_connections: "10", bind_port: high},
+    upstreams: [{destination_name: web, local_bind_port: 81, config: {connect_timeout_ms: 1.5, limits: {max_connections: none}}}]}}}}
+entries:
+- {kind: proxy-defaults, name: global, config: {local_request_timeout_ms: soon}}
+`))
+	var fields []string
+	for _, f := range Analyze(m) {
+		if strings.Contains(f.Problem, "no whole number") {
+			fields = append(fields, f.Field)
+		}
+	}
+	want := []string{"Config.local_request_timeout_ms", "Proxy.Config.bind_port", "Proxy.Config.local_connect_timeout_ms",
+		"Proxy.Upstreams[web].Config.connect_timeout_ms", "Proxy.Upstreams[web].Config.limits.max_connections"}
+	if strings.Join(fields, " ") != strings.Join(want, " ") {
+		t.Errorf("named are %q, want %q", fields, want)
+	}
+}
+
+// TestPortsThatAreNone: a number beyond the ports is never taken for another
+// one. Files with such a port are refused; Consul lets some pass.
+func TestPortsThatAreNone(t *testing.T) {
+	d := meshtest.MustRead(`
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {config: {bind_port: 65617}, upstreams: [{destination_name: api, local_bind_port: 81}]}}}}
+- {name: api, port: 82, connect: {sidecar_service: {}}}
+`)
+	for name, s := range d.Services {
+		if name.Name == "web" {
+			s.Proxies[0].Proxy.LocalServicePort = 65616
+			s.Proxies[0].Proxy.Upstreams[0].LocalBindPort = 65618
+		}
+	}
+	var got []string
+	for _, f := range Analyze(build(d)) {
+		got = append(got, f.Field)
+	}
+	want := "Proxy.Config.bind_port Proxy.LocalServicePort Proxy.Upstreams[api]"
+	if strings.Join(got, " ") != want {
+		t.Errorf("named are %q, want %q", got, want)
 	}
 }

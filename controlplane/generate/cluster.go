@@ -118,7 +118,7 @@ func localApp(m *mesh.Snapshot, w *mesh.Workload) (localCluster, bool) {
 		if host == "localhost" {
 			host = "127.0.0.1"
 		}
-		l.address = resource.Address{Host: host, Port: uint16(cmp.Or(p.LocalServicePort, servicePort(m, w)))}
+		l.address = resource.Address{Host: host, Port: port(cmp.Or(p.LocalServicePort, servicePort(m, w)))}
 		if l.address.Port == 0 {
 			return l, false
 		}

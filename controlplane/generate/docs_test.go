@@ -2,41 +2,19 @@ package generate
 
 import (
 	"fmt"
-	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
 	"github.com/parrel-mesh/parrel/discovery"
+	"github.com/parrel-mesh/parrel/test/golden"
 )
-
-const document = "../../docs/consul.md"
-
-// honouredPart is the part of the document that is made from the tables.
-var honouredPart = regexp.MustCompile(`(?s)(<!-- made by go test ./controlplane/generate -update -->\n).*(<!-- end -->)`)
 
 // TestDocs: the table of docs/consul.md is what the code does: every field that
 // Consul has is honoured, inert, or not executed, in the words of analyze.
 func TestDocs(t *testing.T) {
-	b, err := os.ReadFile(document)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !honouredPart.Match(b) {
-		t.Fatalf("%s has no part between the marks", document)
-	}
-	want := honouredPart.ReplaceAllString(string(b), "${1}"+honouredTables()+"${2}")
-	if *update {
-		if err := os.WriteFile(document, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if want != string(b) {
-		t.Errorf("%s is not what the code does: run go test ./controlplane/generate -update", document)
-	}
+	golden.Part(t, "../../docs/consul.md", "./controlplane/generate", honouredTables())
 }
 
 func honouredTables() string {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/parrel-mesh/parrel/controlplane/internal/meshtest"
 	"github.com/parrel-mesh/parrel/controlplane/mesh"
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/wire"
 )
@@ -53,7 +54,7 @@ func TestGolden(t *testing.T) {
 				}
 				a.Files = append(a.Files, txtar.File{Name: "grpc " + ask, Data: []byte(grpcDump(t, m, w, name))})
 			}
-			golden(t, path, string(txtar.Format(a)))
+			golden.Check(t, path, txtar.Format(a))
 		})
 	}
 }

@@ -135,7 +135,7 @@ func publicAddress(w *mesh.Workload, m *mesh.Snapshot) resource.Address {
 	host, _ := proxyConfig(m, w, "bind_address").(string)
 	return resource.Address{
 		Host: listenHost(cmp.Or(host, w.Instance.Address), "0.0.0.0"),
-		Port: uint16(cmp.Or(integer(proxyConfig(m, w, "bind_port")), w.Instance.Port)),
+		Port: cmp.Or(port(integer(proxyConfig(m, w, "bind_port"))), port(w.Instance.Port)),
 	}
 }
 

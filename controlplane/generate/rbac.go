@@ -42,8 +42,7 @@ func intentions(m *mesh.Snapshot, dst discovery.ServiceName) *resource.RBAC {
 			slices.DeleteFunc(slices.Clone(denied), func(d source) bool { return !src.covers(d) })))
 	}
 	if m.Default == discovery.Allow {
-		anyone := resource.Principal{Authenticated: &resource.AuthenticatedPrincipal{}}
-		rules.Policies = append(rules.Policies, policy(m, "default allow", anyone, denied))
+		rules.Policies = append(rules.Policies, policy(m, "default allow", anyService(m), denied))
 	}
 	slices.SortFunc(rules.Policies, func(a, b resource.RBACPolicy) int { return strings.Compare(a.Name, b.Name) })
 	return &resource.RBAC{StatPrefix: "intentions", Rules: rules}
@@ -94,6 +93,16 @@ func (s source) principal(m *mesh.Snapshot) resource.Principal {
 	re.WriteString("/ns/" + segment(s.Namespace) + "/dc/" + anySegment + "/svc/" + segment(s.Name))
 	return resource.Principal{Authenticated: &resource.AuthenticatedPrincipal{
 		Name: &resource.StringMatch{Kind: resource.StringRegex, Value: re.String()},
+	}}
+}
+
+// anyService matches every service of the mesh, in any partition, and no other
+// identity: what is no service can be named by no intention, not even denied by
+// "*", and is not what a default speaks of.
+func anyService(m *mesh.Snapshot) resource.Principal {
+	re := "spiffe://" + regexp.QuoteMeta(m.TrustDomain) + "(/ap/" + anySegment + ")?/ns/" + anySegment + "/dc/" + anySegment + "/svc/" + anySegment
+	return resource.Principal{Authenticated: &resource.AuthenticatedPrincipal{
+		Name: &resource.StringMatch{Kind: resource.StringRegex, Value: re},
 	}}
 }
 

@@ -174,3 +174,26 @@ func TestPrecedence(t *testing.T) {
 		}
 	}
 }
+
+// TestDefaultAllowIsForServices: an identity of this mesh that is no service can
+// be named by no intention, so that nothing would deny it.
+func TestDefaultAllowIsForServices(t *testing.T) {
+	m := build(discovery.Delta{Full: true, DefaultIntention: discovery.Allow})
+	rbac, err := decide.CompileRBAC(intentions(m, m.Local("api")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for peer, want := range map[string]bool{
+		SPIFFEID(m, m.Local("web")):                                     true,
+		"spiffe://" + meshtest.TrustDomain + "/ap/b/ns/x/dc/d2/svc/web": true,
+		"spiffe://" + meshtest.TrustDomain + "/parrel/controlplane":     false,
+		"spiffe://" + meshtest.TrustDomain + "/ops/x":                   false,
+		"spiffe://" + meshtest.TrustDomain + "/ns/default/dc/dc1/svc/":  false,
+		"spiffe://other.example/ns/default/dc/dc1/svc/web":              false,
+		"": false,
+	} {
+		if got := rbac.Authorise(nil, &decide.Facts{PeerID: peer}, nil); got.Allowed != want {
+			t.Errorf("%q: allowed %v, want %v", peer, got.Allowed, want)
+		}
+	}
+}

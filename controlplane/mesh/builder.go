@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -348,6 +349,8 @@ func newWorkload(name discovery.ServiceName, p *discovery.Instance, datacenter s
 			r.Unsupported = "it names no destination"
 		case u.LocalBindPort == 0 && u.LocalBindSocketPath == "":
 			r.Unsupported = "it has neither local_bind_port nor local_bind_socket_path"
+		case u.LocalBindPort < 0 || u.LocalBindPort > 65535:
+			r.Unsupported = fmt.Sprintf("local_bind_port %d is no port (1 to 65535)", u.LocalBindPort)
 		}
 		w.Upstreams = append(w.Upstreams, r)
 	}

@@ -13,17 +13,7 @@ import (
 
 var bins map[string]string // read-only after TestMain
 
-func TestMain(m *testing.M) {
-	built, remove, err := procmesh.Build("./cmd/parrel", "./examples/grpc-xds")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	bins = built
-	code := m.Run()
-	remove()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { procmesh.Main(m, &bins, "./cmd/parrel", "./examples/grpc-xds") }
 
 // TestReadme does what README.md says, with the files of this folder, on other
 // ports: those of the files are somebody else's where tests run.

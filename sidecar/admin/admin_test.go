@@ -6,11 +6,9 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"flag"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,14 +23,12 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/internal/testpki"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files")
-
 func TestMain(m *testing.M) {
-	flag.Parse()
 	goleak.VerifyTestMain(m)
 }
 
@@ -120,21 +116,7 @@ func TestPages(t *testing.T) {
 			w := f.do("GET", page)
 			got := w.Result().Status + "\n" + w.Header().Get("Content-Type") + "\n\n" + serials(w.Body.String())
 			name := filepath.Join("testdata", strings.NewReplacer("/", "_", "?", "-", "&", "-", "=", "_").Replace(page[1:])+".golden")
-			if *update {
-				if err := os.MkdirAll("testdata", 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("%s:\n%s\nwant:\n%s", page, got, want)
-			}
+			golden.Check(t, name, got)
 			if strings.HasPrefix(w.Header().Get("Content-Type"), "application/json") && !json.Valid(w.Body.Bytes()) {
 				t.Errorf("%s: not JSON", page)
 			}

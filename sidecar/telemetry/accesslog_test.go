@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -56,14 +57,14 @@ func TestLines(t *testing.T) {
 	all := []Record{plain, evil, tcp, grpc}
 
 	def := lines(t, resource.AccessLog{Path: "/dev/stdout"}, all...)
-	golden(t, "testdata/default.jsonl", def)
+	golden.Check(t, "testdata/default.jsonl", def)
 	text := lines(t, resource.AccessLog{Path: "/dev/stdout", Text: `[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% ` +
 		`%BYTES_RECEIVED% %BYTES_SENT% %DURATION% "%REQ(X-EVIL)%" "%REQ(x-two)%" %REQ(:authority):2% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_HOST% ` +
 		`%DOWNSTREAM_PEER_URI_SAN% %GRPC_STATUS% %START_TIME(%Y/%m/%dT%H:%M:%S.%3f)% %UPSTREAM_TRANSPORT_FAILURE_REASON% %PARREL_CODE% 100%%`}, all...)
-	golden(t, "testdata/text.log", text)
+	golden.Check(t, "testdata/text.log", text)
 	js := lines(t, resource.AccessLog{Path: "/dev/stdout", JSON: map[string]string{"code": "%RESPONSE_CODE%", "grpc": "%GRPC_STATUS_NUMBER%",
 		"mixed": "%REQ(:METHOD)% %REQ(:PATH)%", "evil": "%REQ(X-EVIL)%"}}, all...)
-	golden(t, "testdata/json.jsonl", js)
+	golden.Check(t, "testdata/json.jsonl", js)
 
 	for name, s := range map[string]string{"default": def, "text": text, "json": js} {
 		if n := strings.Count(s, "\n"); n != len(all) {

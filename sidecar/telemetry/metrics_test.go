@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/parrel-mesh/parrel/test/golden"
 )
 
 var t0 = time.Date(2026, 1, 2, 3, 4, 5, 6_000_000, time.UTC)
@@ -53,7 +55,7 @@ func TestScrape(t *testing.T) {
 	m.SetConfigVersion("web", "v7")
 	m.SetCertExpiry("web", t0)
 	m.SetXDSConnected("web", true)
-	golden(t, "testdata/metrics.txt", scrape(t, m))
+	golden.Check(t, "testdata/metrics.txt", scrape(t, m))
 	m.Forget("web")
 	if s := scrape(t, m); strings.Contains(s, `{workload="web"`) {
 		t.Error("a forgotten workload is still there")

@@ -1,33 +1,13 @@
 package telemetry
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/parrel-mesh/parrel/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite golden files")
-
-// golden compares with testdata/name, or rewrites it.
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(want) != got {
-		t.Errorf("%s differs (go test -update rewrites it); got:\n%s", path, got)
-	}
-}
 
 // docs is docs/codes.md.
 func docs() string {
@@ -59,7 +39,7 @@ This page is made from the table in sidecar/telemetry; a test compares them.
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-func TestDocs(t *testing.T) { golden(t, "../../docs/codes.md", docs()) }
+func TestDocs(t *testing.T) { golden.Check(t, "../../docs/codes.md", docs()) }
 
 // TestTable: the list is closed and every code has all of its words.
 func TestTable(t *testing.T) {

@@ -57,6 +57,13 @@ type Pending struct {
 	Old   bool      // an older version of it is in force
 }
 
+// same says that o is no news: the same content, and the same things waiting
+// for the same others, which is what a reader of the set is told.
+func (s *Set) same(o *Set) bool {
+	return s.Version == o.Version && s.Complete == o.Complete && slices.Equal(s.Absent, o.Absent) &&
+		slices.EqualFunc(s.Pending, o.Pending, func(a, b Pending) bool { return a.Key == b.Key && a.Old == b.Old && slices.Equal(a.For, b.For) })
+}
+
 // EndpointsOf gives the endpoints of a cluster of the set; nil where there are
 // none.
 func (s *Set) EndpointsOf(c *resource.Cluster) *resource.Endpoints {

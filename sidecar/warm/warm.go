@@ -111,7 +111,7 @@ func (w *Warmer) Run(ctx context.Context) error {
 		next, wake := w.step(time.Now(), w.cfg.FetchTimeout)
 		next.Complete = answered && len(next.Pending) == 0
 		w.subscribe(subs, answered)
-		if answered && (last == nil || last.Version != next.Version || last.Complete != next.Complete || !slices.Equal(last.Absent, next.Absent)) {
+		if answered && (last == nil || !last.same(next)) {
 			last = next
 			w.warn(next, warned)
 			w.cfg.Publish(next)

@@ -95,6 +95,7 @@ var transitive = []rule{
 	{[]string{"sidecar/lb"}, []string{"sidecar/netio", "sidecar/pool", "sidecar/cluster"}, nil, "a picker has no sockets"},
 	{[]string{"sidecar/cluster", "sidecar/pool"}, []string{"sidecar/listener", "sidecar/l7", "sidecar/l4"}, nil, "an upstream does not know who calls it"},
 	{[]string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, []string{"cmd", "deploy", "test", "examples"}, nil, "the product does not depend on its demo, its tests or its command line"},
+	{[]string{"cmd", "deploy", "examples"}, []string{"test"}, nil, "what runs does not link what tests it, nor its flags: only test files import test/golden"},
 }
 
 // direct forbids direct imports outside of the packages named.

@@ -53,7 +53,8 @@ type Config struct {
 	Log     *slog.Logger  // nil: none
 	Rand    func() uint64 // nil: math/rand/v2
 	Backoff Backoff
-	// SaveDelay gathers changes before they are written; 0: 1 s.
+	// SaveDelay gathers changes before they are written, which is how much a
+	// kill -9 may lose; 0: 200 ms.
 	SaveDelay time.Duration
 	// Decode reads a resource; nil: wire.Decode.
 	Decode func(*anypb.Any) (resource.Resource, []wire.Warning, error)
@@ -191,7 +192,7 @@ func New(c Config) (*Client, error) {
 		c.Decode = wire.Decode
 	}
 	if c.SaveDelay <= 0 {
-		c.SaveDelay = time.Second
+		c.SaveDelay = 200 * time.Millisecond
 	}
 	c.Backoff = c.Backoff.withDefaults()
 	cl := &Client{

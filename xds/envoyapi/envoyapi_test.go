@@ -1,8 +1,6 @@
 package envoyapi
 
 import (
-	"flag"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,29 +11,11 @@ import (
 
 	adminv3 "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
 
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var update = flag.Bool("update", false, "rewrite the goldens in testdata")
-
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := "testdata/" + name
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != string(want) {
-		t.Errorf("%s differs (go test -update rewrites it); got\n%s", path, got)
-	}
-}
 
 // readable holds JSON to the proto that users' tools read it with.
 func readable(t *testing.T, b []byte, m proto.Message) {
@@ -59,7 +39,7 @@ func TestConfigDump(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "config_dump.golden.json", b)
+	golden.Check(t, "testdata/config_dump.golden.json", b)
 	d := &adminv3.ConfigDump{}
 	readable(t, b, d)
 	if len(d.Configs) != 6 {
@@ -90,6 +70,6 @@ func TestClusters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "clusters.golden.json", b)
+	golden.Check(t, "testdata/clusters.golden.json", b)
 	readable(t, b, &adminv3.Clusters{})
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -63,7 +64,7 @@ func TestForeign(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "%s\n", j)
 	}
-	golden(t, "foreign.golden", b.String())
+	golden.Check(t, "testdata/foreign.golden", b.String())
 }
 
 // TestEncoding pins what parrel sends, in protojson, to testdata/encoding.golden.
@@ -85,7 +86,7 @@ func TestEncoding(t *testing.T) {
 		out, _ := json.MarshalIndent(v, "", "  ") // protojson's own spacing is not stable
 		fmt.Fprintf(&b, "-- %s %s --\n%s\n", r.ResourceType().Short(), r.ResourceName(), out)
 	}
-	golden(t, "encoding.golden", b.String())
+	golden.Check(t, "testdata/encoding.golden", b.String())
 }
 
 // pruned is the resource's JSON without zero values.

@@ -1,9 +1,7 @@
 package wire
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,44 +10,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/parrel-mesh/parrel/test/golden"
 	"github.com/parrel-mesh/parrel/xds/resource"
 	"github.com/parrel-mesh/parrel/xds/resource/resourcetest"
 )
-
-var update = flag.Bool("update", false, "rewrite the goldens in testdata")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := "testdata/" + name
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs (go test -update rewrites it):\n%s", path, diff(string(want), got))
-	}
-}
-
-func diff(want, got string) string {
-	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
-	var b strings.Builder
-	for _, l := range w {
-		if !slices.Contains(g, l) {
-			fmt.Fprintln(&b, "-", l)
-		}
-	}
-	for _, l := range g {
-		if !slices.Contains(w, l) {
-			fmt.Fprintln(&b, "+", l)
-		}
-	}
-	return b.String()
-}
 
 func descriptor(t *testing.T, name protoreflect.FullName) protoreflect.MessageDescriptor {
 	t.Helper()
@@ -92,7 +56,7 @@ func TestHonouredTable(t *testing.T) {
 			}
 		}
 	}
-	golden(t, "honoured.txt", b.String())
+	golden.Check(t, "testdata/honoured.txt", b.String())
 }
 
 // leaves are messages that are read as a whole.

@@ -10,7 +10,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -24,20 +23,7 @@ const (
 	settle   = 20 * time.Second
 )
 
-func main() {
-	b, err := run.New()
-	if err == nil {
-		err = measure(b)
-		if err != nil {
-			b.Logs(os.Stderr)
-		}
-		b.Close()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "footprint:", err)
-		os.Exit(1)
-	}
-}
+func main() { run.Main("footprint", measure) }
 
 func measure(b *run.Bench) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)

@@ -33,20 +33,7 @@ const (
 	pause   = 150 * time.Millisecond // between changes, so that none is merged with the next
 )
 
-func main() {
-	b, err := run.New()
-	if err == nil {
-		err = measure(b)
-		if err != nil {
-			b.Logs(os.Stderr)
-		}
-		b.Close()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "propagation:", err)
-		os.Exit(1)
-	}
-}
+func main() { run.Main("propagation", measure) }
 
 // mesh is what the benchmark talks to.
 type mesh struct {

@@ -4,7 +4,7 @@
 //
 // Owns: building the binaries from the present code, free ports, processes that
 // end with their test, certificates by `parrel svid`. Does not know: any client.
-// Entry points: [Build], [New]. Read the tests of package conformance first.
+// Entry points: [Main], [New]. Read the tests of package conformance first.
 package procmesh
 
 import (
@@ -33,9 +33,22 @@ func SPIFFEID(service string) string {
 	return "spiffe://" + TrustDomain + "/ns/default/dc/" + Datacenter + "/svc/" + service
 }
 
-// Build compiles commands of the module, given as ./cmd/parrel, into a folder
-// of their own. It is for TestMain, which calls remove at its end.
-func Build(commands ...string) (bins map[string]string, remove func(), err error) {
+// Main is the whole of a TestMain: it compiles commands of the module, given as
+// ./cmd/parrel, says in bins by their names where they are, runs the tests and
+// removes the commands. The tests only read bins.
+func Main(m *testing.M, bins *map[string]string, commands ...string) {
+	built, remove, err := build(commands...)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	*bins = built
+	code := m.Run()
+	remove()
+	os.Exit(code)
+}
+
+func build(commands ...string) (bins map[string]string, remove func(), err error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return nil, nil, err

@@ -25,19 +25,9 @@ import (
 	"github.com/parrel-mesh/parrel/test/conformance/procmesh"
 )
 
-var parrel string // the binary; read-only after TestMain
+var bins map[string]string // read-only after TestMain
 
-func TestMain(m *testing.M) {
-	built, remove, err := procmesh.Build("./cmd/parrel")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	parrel = built["parrel"]
-	code := m.Run()
-	remove()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { procmesh.Main(m, &bins, "./cmd/parrel") }
 
 // service is one service of a mesh: where its applications listen, and whether
 // the caller may call it.
@@ -62,7 +52,7 @@ type world struct {
 // carries all its instances.
 func newWorld(t *testing.T, services ...service) *world {
 	t.Helper()
-	w := &world{t: t, m: procmesh.New(t, procmesh.Options{Bin: parrel, Flags: []string{"--no-checks"}}),
+	w := &world{t: t, m: procmesh.New(t, procmesh.Options{Bin: bins["parrel"], Flags: []string{"--no-checks"}}),
 		upstream: map[string]string{}, proxy: map[string]string{}, admin: map[string]string{}, sidecars: map[string]*procmesh.Proc{}}
 	var ups strings.Builder
 	for _, s := range services {

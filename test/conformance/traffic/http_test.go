@@ -22,12 +22,6 @@ type app struct {
 	seen map[string]int // requests by their x-id
 }
 
-func (a *app) count(id string) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.seen[id]
-}
-
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header.Get("X-Id"); id != "" {
 		a.mu.Lock()

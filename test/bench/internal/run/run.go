@@ -25,6 +25,23 @@ type Bench struct {
 	spawn  chan func()
 }
 
+// Main is the whole of a benchmark's main: it measures, prints the logs when that
+// fails, cleans up and ends the process with what came of it.
+func Main(name string, measure func(*Bench) error) {
+	b, err := New()
+	if err == nil {
+		err = measure(b)
+		if err != nil {
+			b.Logs(os.Stderr)
+		}
+		b.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, name+":", err)
+		os.Exit(1)
+	}
+}
+
 // New makes a temporary folder and finds the binaries below bin.
 func New() (*Bench, error) {
 	dir, err := os.MkdirTemp("", "parrel-bench-")
