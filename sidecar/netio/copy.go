@@ -21,7 +21,8 @@ func Copy(dst, src Conn) (int64, error) {
 	s, sok := src.(*osConn)
 	if dok && sok {
 		if t, ok := d.kernelConn.(*net.TCPConn); ok {
-			return t.ReadFrom(s.kernelConn)
+			n, err := t.ReadFrom(s.kernelConn)
+			return n, d.watch.explain("write", s.watch.explain("read", err))
 		}
 	}
 	if _, ok := src.(*tlsConn); ok {

@@ -8,7 +8,8 @@
 //
 // Invariants: what the conformance test holds true of one implementation it
 // holds true of the other; a connection whose peer is dead fails within 30 s,
-// whether it is idle (keep-alive) or has unacknowledged data (user time-out).
+// whether it is idle (keep-alive) or data waits for it (a watch on the kernel's
+// TCP_INFO); one whose reader pauses and whose host answers does not.
 //
 // Read conformance_test.go first.
 package netio

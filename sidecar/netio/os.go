@@ -12,13 +12,12 @@ import (
 )
 
 // How a dead peer is found on a TCP connection: an idle one by probes from 10 s
-// on, every 5 s, given up after 3; one with unacknowledged data by
-// TCP_USER_TIMEOUT. Both stay below 30 s.
+// on, every 5 s, given up after 3; one for which data waits by a watch. Both stay
+// below 30 s.
 const (
 	keepAliveIdle     = 10 * time.Second
 	keepAliveInterval = 5 * time.Second
 	keepAliveCount    = 3
-	userTimeout       = 20 * time.Second
 )
 
 // Back-off of Accept while the process is out of file descriptors or memory.
@@ -153,7 +152,8 @@ type kernelConn interface {
 // osConn is a kernel socket.
 type osConn struct {
 	kernelConn
-	rc syscall.RawConn
+	rc    syscall.RawConn
+	watch *watch // nil: not watched
 }
 
 func wrap(c net.Conn) (Conn, error) {
@@ -167,25 +167,47 @@ func wrap(c net.Conn) (Conn, error) {
 		c.Close()
 		return nil, fmt.Errorf("netio: %w", err)
 	}
+	o := &osConn{kernelConn: k, rc: rc}
 	if t, ok := k.(*net.TCPConn); ok {
-		setUserTimeout(t, rc)
+		o.watch = newWatch(t, rc)
 	}
-	return &osConn{kernelConn: k, rc: rc}, nil
+	return o, nil
 }
 
-// setUserTimeout bounds how long sent data may stay unacknowledged (tcp(7)). Not
-// on loopback: there the peer cannot vanish without an RST, and TCP_USER_TIMEOUT
-// also ends connections whose reader merely pauses: Linux counts a window that
-// stays shut as unacknowledged, though the peer answers its probes (measured: a
-// write to a reader that takes nothing fails with ETIMEDOUT after 20.4 s). The
-// price of finding a dead host within 30 s is that between hosts a TCP
-// connection ends whose reader takes nothing for userTimeout while more is sent
-// than the buffers on the way hold.
-func setUserTimeout(t *net.TCPConn, rc syscall.RawConn) {
-	if a, ok := t.RemoteAddr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-		return
+func (c *osConn) Read(p []byte) (int, error) {
+	n, err := c.kernelConn.Read(p)
+	return n, c.watch.explain("read", err)
+}
+
+func (c *osConn) Write(p []byte) (int, error) {
+	n, err := c.kernelConn.Write(p)
+	return n, c.watch.explain("write", err)
+}
+
+func (c *osConn) CloseWrite() error {
+	return c.watch.explain("close", c.kernelConn.CloseWrite())
+}
+
+func (c *osConn) SetDeadline(t time.Time) error {
+	return c.watch.explain("set", c.kernelConn.SetDeadline(t))
+}
+
+func (c *osConn) SetReadDeadline(t time.Time) error {
+	return c.watch.explain("set", c.kernelConn.SetReadDeadline(t))
+}
+
+func (c *osConn) SetWriteDeadline(t time.Time) error {
+	return c.watch.explain("set", c.kernelConn.SetWriteDeadline(t))
+}
+
+// Close succeeds, too, where the watch has closed the connection before.
+func (c *osConn) Close() error {
+	c.watch.stop()
+	err := c.kernelConn.Close()
+	if c.watch != nil && c.watch.gone.Load() != nil {
+		return nil
 	}
-	_ = setUserTimeoutFD(rc, userTimeout)
+	return err
 }
 
 func (c *osConn) Raw() (syscall.RawConn, bool) { return c.rc, true }
@@ -219,7 +241,9 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-func (c *osConn) WaitReadable() error { return waitReadable(c.rc) }
+func (c *osConn) WaitReadable() error {
+	return c.watch.explain("read", waitReadable(c.rc))
+}
 
 // SetKeepAlive changes how a dead idle peer is found on a kernel's TCP
 // connection, in seconds; zero leaves a value as [OS] set it. On others it does

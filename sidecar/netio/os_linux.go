@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,17 +12,6 @@ import (
 // soOriginalDst is SO_ORIGINAL_DST of linux/netfilter_ipv4.h and
 // IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h.
 const soOriginalDst = 80
-
-func setUserTimeoutFD(rc syscall.RawConn, d time.Duration) error {
-	var serr error
-	err := rc.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
-	})
-	if err != nil {
-		return err
-	}
-	return serr
-}
 
 // originalDst asks netfilter's connection tracking. The two getsockopt forms
 // are those of x/sys whose buffers are large enough for a sockaddr_in and a

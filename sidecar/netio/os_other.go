@@ -5,10 +5,7 @@ package netio
 import (
 	"net/netip"
 	"syscall"
-	"time"
 )
-
-func setUserTimeoutFD(syscall.RawConn, time.Duration) error { return nil }
 
 func originalDst(syscall.RawConn, bool) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
 
