@@ -22,6 +22,10 @@ const (
 	maxResponseHeader     = 256 << 10 // bytes
 	streamWindow          = 256 << 10 // bytes received ahead per HTTP/2 stream
 	connWindow            = 1 << 20   // … and per connection
+	// A silent HTTP/2 connection is asked whether its peer still lives, and ended
+	// with every request on it when there is no answer.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 5 * time.Second
 )
 
 // Config is one endpoint as a pool sees it. Read-only.
@@ -112,6 +116,8 @@ func (p *Pool) transport(h1, h2 bool) *http.Transport {
 		HTTP2: &http.HTTP2Config{
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingTimeout,
 		},
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := p.open(ctx, false)

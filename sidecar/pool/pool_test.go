@@ -247,3 +247,21 @@ func TestInterimResponsesAreTold(t *testing.T) {
 		})
 	}
 }
+
+// TestSilentPeer: a request on an HTTP/2 connection whose peer went silent ends
+// after a ping without an answer, long before any time-out of its own.
+func TestSilentPeer(t *testing.T) {
+	with(t, Config{Protocol: resource.ProtocolHTTP2}, func(http.ResponseWriter, *http.Request) {},
+		func(t *testing.T, m *netio.Memory, p *Pool, client, server *netio.Host) {
+			do(t, p, get("/"))
+			m.Partition(client, server)
+			start := time.Now()
+			_, err := p.Do(t.Context(), get("/"))
+			took := time.Since(start)
+			if kindOf(err) != Reset || took > pingAfter+pingTimeout {
+				t.Errorf("after %v: %v", took, err)
+			}
+			m.Heal(client, server)
+			do(t, p, get("/"))
+		})
+}
