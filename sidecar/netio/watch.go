@@ -29,9 +29,10 @@ const (
 	silentAfter = 24 * time.Second // found at the next look: below 30 s
 	askedFor    = 10 * time.Second
 	// probesApart bounds the time between two retransmissions or window probes
-	// while something waits; the kernel's own bound is 120 s (RFC 6298, 2.4 allows
-	// 60 s and more). Needs Linux 6.15; before, a peer that dies behind a shut
-	// window is found askedFor after the kernel's next probe.
+	// while something waits. The kernel's own bound is 120 s; RFC 6298, 2.5 wants
+	// 60 s at least, which is too long to find anybody in 30 s, and the watch ends
+	// what is not answered. Needs Linux 6.15; before, a peer that dies behind a
+	// shut window is found askedFor after the kernel's next probe.
 	probesApart = 8 * time.Second
 	// sameACK is the doubt in the age of an ACK: the kernel counts in jiffies.
 	sameACK = 50 * time.Millisecond

@@ -237,12 +237,17 @@ func (b *sub) everything(r *response, down bool) (anys []*anypb.Any) {
 	return anys
 }
 
-func (t *turn) GetDeltaRequest() *discovery.DeltaDiscoveryRequest {
+// typeURL is the type that the turn is accounted to.
+func (t *turn) typeURL() string {
 	t.choose()
 	if t.sub == nil {
-		return &discovery.DeltaDiscoveryRequest{TypeUrl: idleType}
+		return idleType
 	}
-	return &discovery.DeltaDiscoveryRequest{TypeUrl: string(t.sub.typ)}
+	return string(t.sub.typ)
+}
+
+func (t *turn) GetDeltaRequest() *discovery.DeltaDiscoveryRequest {
+	return &discovery.DeltaDiscoveryRequest{TypeUrl: t.typeURL()}
 }
 
 func (t *turn) GetDeltaDiscoveryResponse() (*discovery.DeltaDiscoveryResponse, error) {
@@ -254,11 +259,7 @@ func (t *turn) GetDeltaDiscoveryResponse() (*discovery.DeltaDiscoveryResponse, e
 }
 
 func (t *turn) GetRequest() *discovery.DiscoveryRequest {
-	t.choose()
-	if t.sub == nil {
-		return &discovery.DiscoveryRequest{TypeUrl: idleType}
-	}
-	return &discovery.DiscoveryRequest{TypeUrl: string(t.sub.typ)}
+	return &discovery.DiscoveryRequest{TypeUrl: t.typeURL()}
 }
 
 func (t *turn) GetDiscoveryResponse() (*discovery.DiscoveryResponse, error) {
