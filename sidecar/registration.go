@@ -188,10 +188,15 @@ func (r *registration) register(ctx context.Context) error {
 		r.known.Registered = true
 		r.log.Info("sidecar: registered the proxy", "proxy", k.Proxy, telemetry.KeyAddress, fmt.Sprintf("%s:%d", k.Address, k.Port))
 	}
+	r.keep()
+	return nil
+}
+
+// keep saves what is known; without it a restart asks the catalogue.
+func (r *registration) keep() {
 	if err := r.save(); err != nil {
 		r.log.Warn("sidecar: what is known of the registration could not be kept", telemetry.KeyFile, r.file, telemetry.KeyError, err.Error())
 	}
-	return nil
 }
 
 // leave takes away what this sidecar registered, and nothing else.
@@ -206,7 +211,7 @@ func (r *registration) leave(ctx context.Context) {
 	}
 	r.log.Info("sidecar: deregistered the proxy", "proxy", r.known.Proxy)
 	r.known.Registered = false
-	_ = r.save()
+	r.keep()
 }
 
 func (r *registration) load() (place, bool) {

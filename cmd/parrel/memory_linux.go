@@ -11,24 +11,32 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/parrel-mesh/parrel/deploy/demo"
 )
 
 // settleAfter is when a process that runs for long has done its start.
-const settleAfter = 3 * time.Second
+const settleAfter = time.Second
 
 // settle gives back what only starting needed: heap that is free, and the pages
 // of the binary that were read once, by the initialisation of packages. They
 // stay in the page cache and are mapped again where they are used, so that the
 // resident set becomes what the process works with. It does so now and once
-// more when the command has started, and ends with ctx.
+// more when the command has started, and ends with ctx. In a demo, which runs a
+// whole mesh on one machine, it stays at it.
 func settle(ctx context.Context) {
-	unmapUnused()
+	if os.Getenv(demo.StaySmall) != "" {
+		staySmall(ctx)
+		return
+	}
+	binary := ownPages()
+	unmap(binary)
 	go func() {
 		select {
 		case <-ctx.Done():
 		case <-time.After(settleAfter):
 			debug.FreeOSMemory()
-			unmapUnused()
+			unmap(binary)
 		}
 	}()
 }
@@ -36,7 +44,8 @@ func settle(ctx context.Context) {
 // staySmall is settle over and over, for processes of which a demo has many and
 // which have next to nothing to do.
 func staySmall(ctx context.Context) {
-	unmapUnused()
+	binary := ownPages()
+	unmap(binary)
 	go func() {
 		tick := time.NewTicker(250 * time.Millisecond)
 		defer tick.Stop()
@@ -45,21 +54,27 @@ func staySmall(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				unmapUnused()
+				unmap(binary)
 			}
 		}
 	}()
 }
 
-// unmapUnused drops the pages of read-only private file mappings that hold
-// nothing of their own, for which MADV_DONTNEED is lossless (madvise(2)). An
-// error leaves the pages where they are.
-func unmapUnused() {
-	maps, err := os.ReadFile("/proc/self/smaps")
+// ownPages lists the mappings that unmap may be given. They do not change while
+// the process lives: a Go program loads nothing later.
+func ownPages() []mapping {
+	smaps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
-		return // no /proc: nothing is lost but memory
+		return nil // no /proc: nothing is lost but memory
 	}
-	for _, m := range binaryMappings(maps) {
+	return binaryMappings(smaps)
+}
+
+// unmap drops the pages of read-only private file mappings that hold nothing of
+// their own, for which MADV_DONTNEED is lossless (madvise(2)). An error leaves
+// the pages where they are.
+func unmap(mappings []mapping) {
+	for _, m := range mappings {
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED)
 	}
 }

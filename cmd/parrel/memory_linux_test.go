@@ -46,6 +46,6 @@ func TestUnmapUnused(t *testing.T) {
 		t.Fatalf("nothing of the binary was found in:\n%s", smaps)
 	}
 	for range 3 {
-		unmapUnused()
+		unmap(ownPages())
 	}
 }

@@ -103,6 +103,10 @@ func folder(dir string) (string, func(), error) {
 	return abs, func() {}, err
 }
 
+// StaySmall is the variable that tells parrel's processes that they are part of a
+// demo and have to do with little memory.
+const StaySmall = "PARREL_DEMO_STAY_SMALL"
+
 // childEnv is the environment of every child: the supervisor's, without what
 // would lead a child to somebody else's Consul, and with a tighter heap, since
 // a demo runs a whole mesh on one small machine.
@@ -113,7 +117,7 @@ func childEnv() []string {
 			env = append(env, e)
 		}
 	}
-	return append(env, "GOGC=50")
+	return append(env, "GOGC=50", StaySmall+"=1")
 }
 
 // start brings every process up. The control plane goes first only because its
