@@ -112,23 +112,23 @@ func TestBadStaysGood(t *testing.T) {
 			t.Errorf("a deleted service before confirmation: %+v", s)
 		}
 		f.wait(time.Second)
-		if f.view.service("a") != nil || len(f.view.entries) != 0 {
-			t.Errorf("after confirmation: %+v, %v", f.view.service("a"), f.view.entries)
+		if f.view.service("a") != nil || len(f.view.now().entries) != 0 {
+			t.Errorf("after confirmation: %+v, %v", f.view.service("a"), f.view.now().entries)
 		}
 		away := f.dir + "-away"
 		if err := os.Rename(f.dir, away); err != nil {
 			t.Fatal(err)
 		}
 		f.wait(10 * time.Second)
-		if f.view.service("b") == nil || !f.view.status.Stale {
-			t.Errorf("the directory is gone: %+v, %+v", f.view.service("b"), f.view.status)
+		if f.view.service("b") == nil || !f.view.now().status.Stale {
+			t.Errorf("the directory is gone: %+v, %+v", f.view.service("b"), f.view.now().status)
 		}
 		if err := os.Rename(away, f.dir); err != nil {
 			t.Fatal(err)
 		}
 		f.wait(3 * time.Second)
-		if f.view.status.Stale {
-			t.Errorf("the directory is back: %+v", f.view.status)
+		if f.view.now().status.Stale {
+			t.Errorf("the directory is back: %+v", f.view.now().status)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package file
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -61,6 +62,20 @@ func (v *view) Apply(d discovery.Delta) {
 	if d.DefaultIntention != "" {
 		v.def = d.DefaultIntention
 	}
+}
+
+// seen is a copy of a view, taken under its lock.
+type seen struct {
+	services map[discovery.ServiceName]*discovery.Service
+	entries  map[discovery.EntryKey]*discovery.ConfigEntry
+	status   discovery.Status
+	def      discovery.IntentionAction
+}
+
+func (v *view) now() seen {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return seen{maps.Clone(v.services), maps.Clone(v.entries), v.status, v.def}
 }
 
 func (v *view) service(name string) *discovery.Service {
@@ -180,8 +195,8 @@ func TestSource(t *testing.T) {
 		if web == nil || len(web.Instances) != 1 || len(web.Proxies) != 1 {
 			t.Fatalf("web = %+v", web)
 		}
-		if f.view.def != discovery.Deny {
-			t.Errorf("default intention %q", f.view.def)
+		if f.view.now().def != discovery.Deny {
+			t.Errorf("default intention %q", f.view.now().def)
 		}
 		side := web.Proxies[0]
 		if side.ID != "web-sidecar-proxy" || side.Port != 21000 || side.Proxy.LocalServicePort != 8080 || !slices.Equal(side.Tags, []string{"v1"}) || side.Meta["owner"] != "shop" {
@@ -204,7 +219,7 @@ func TestSource(t *testing.T) {
 		if api := f.view.service("api"); api == nil || api.Instances[0].Health != discovery.Passing {
 			t.Errorf("api = %+v", api)
 		}
-		if e := f.view.entries[discovery.EntryKey{Kind: "service-defaults", Partition: "default", Namespace: "default", Name: "api"}]; e == nil || e.Body.(*discovery.ServiceDefaults).Protocol != "http" {
+		if e := f.view.now().entries[discovery.EntryKey{Kind: "service-defaults", Partition: "default", Namespace: "default", Name: "api"}]; e == nil || e.Body.(*discovery.ServiceDefaults).Protocol != "http" {
 			t.Errorf("entry = %+v", e)
 		}
 	})

@@ -375,7 +375,7 @@ func (h *Host) dial(ctx context.Context, network, address string) (Conn, error) 
 	if h.m.severed(h, r.to) {
 		return nil, waitSYN(ctx, memSynTimeout, syscall.ETIMEDOUT)
 	}
-	local, remote, err := h.connect(network, address, r)
+	local, _, err := h.connect(network, address, r)
 	if d > 0 {
 		if werr := waitSYN(ctx, d, nil); werr != nil {
 			if err == nil {
@@ -387,7 +387,6 @@ func (h *Host) dial(ctx context.Context, network, address string) (Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	_ = remote
 	return local, nil
 }
 
