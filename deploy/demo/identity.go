@@ -63,6 +63,15 @@ func (w *world) identityOf(ctx context.Context, authority *ca.CA, service string
 	}), nil
 }
 
+// member is an identity of service from the demo's own CA.
+func (w *world) member(ctx context.Context, service string) (*mtls.Cell, error) {
+	authority, err := w.openCA()
+	if err != nil {
+		return nil, err
+	}
+	return w.identityOf(ctx, authority, service)
+}
+
 // bundles are the demo CA's roots.
 func (w *world) bundles() (*x509bundle.Set, error) {
 	authority, err := w.openCA()
@@ -185,11 +194,7 @@ func noCertificateRefused(ctx context.Context, w *world) error {
 }
 
 func rightIdentity(ctx context.Context, w *world) error {
-	authority, err := w.openCA()
-	if err != nil {
-		return err
-	}
-	id, err := w.identityOf(ctx, authority, "api")
+	id, err := w.member(ctx, "api")
 	if err != nil {
 		return err
 	}
@@ -201,11 +206,7 @@ func rightIdentity(ctx context.Context, w *world) error {
 }
 
 func wrongIdentity(ctx context.Context, w *world) error {
-	authority, err := w.openCA()
-	if err != nil {
-		return err
-	}
-	id, err := w.identityOf(ctx, authority, "orders")
+	id, err := w.member(ctx, "orders")
 	if err != nil {
 		return err
 	}
@@ -290,11 +291,7 @@ func noIdentityNoConfig(ctx context.Context, w *world) error {
 }
 
 func otherNodeNoConfig(ctx context.Context, w *world) error {
-	authority, err := w.openCA()
-	if err != nil {
-		return err
-	}
-	id, err := w.identityOf(ctx, authority, "orders")
+	id, err := w.member(ctx, "orders")
 	if err != nil {
 		return err
 	}

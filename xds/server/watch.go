@@ -19,16 +19,19 @@ const (
 	maxTypes = 16
 )
 
+// offer gives a response to go-control-plane's loop where it has room for one.
+func offer[R any](ch chan R, r R) bool {
+	select {
+	case ch <- r:
+		return true
+	default:
+		return false
+	}
+}
+
 // CreateDeltaWatch is called on the stream's goroutine for each request.
 func (st *stream) CreateDeltaWatch(req *cache.DeltaRequest, gs cache.Subscription, ch chan cache.DeltaResponse) (func(), error) {
-	b, first, err := st.open(req.GetTypeUrl(), func(t *turn) bool {
-		select {
-		case ch <- t:
-			return true
-		default:
-			return false
-		}
-	})
+	b, first, err := st.open(req.GetTypeUrl(), func(t *turn) bool { return offer[cache.DeltaResponse](ch, t) })
 	if err != nil {
 		return nil, err
 	}
@@ -109,14 +112,7 @@ func (st *stream) CreateWatch(req *cache.Request, gs cache.Subscription, ch chan
 	if req.GetTypeUrl() == idleType {
 		return nil, nil
 	}
-	b, first, err := st.open(req.GetTypeUrl(), func(t *turn) bool {
-		select {
-		case ch <- t:
-			return true
-		default:
-			return false
-		}
-	})
+	b, first, err := st.open(req.GetTypeUrl(), func(t *turn) bool { return offer[cache.Response](ch, t) })
 	if err != nil {
 		return nil, err
 	}
