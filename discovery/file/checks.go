@@ -21,10 +21,11 @@ type checker struct {
 }
 
 type running struct {
-	def    discovery.CheckDefinition
-	stop   context.CancelFunc
-	health discovery.Health
-	output string
+	def     discovery.CheckDefinition
+	stop    context.CancelFunc
+	health  discovery.Health
+	output  string
+	waiting bool // for its first result
 }
 
 func newChecker(dial dialFunc, enabled bool) *checker {
@@ -65,8 +66,19 @@ func (c *checker) start(ctx context.Context, key checkKey, d discovery.CheckDefi
 	default:
 		var sub context.Context
 		sub, run.stop = context.WithCancel(ctx)
+		run.waiting = true
 		c.wg.Go(func() { c.prober.repeat(sub, key, d, c.results) })
 	}
+}
+
+// pending says whether a check has not given its first result yet.
+func (c *checker) pending() bool {
+	for _, run := range c.running {
+		if run.waiting {
+			return true
+		}
+	}
+	return false
 }
 
 // took takes a result and says whether a state changed.
@@ -76,7 +88,7 @@ func (c *checker) took(r result) bool {
 		return false // stopped meanwhile
 	}
 	changed := run.health != r.health
-	run.health, run.output = r.health, r.output
+	run.health, run.output, run.waiting = r.health, r.output, false
 	return changed
 }
 

@@ -125,6 +125,7 @@ func (r *run) loop(ctx context.Context) error {
 		}
 	}()
 	r.rescan(ctx)
+	r.firstChecks(ctx)
 	r.deliver()
 	rescan := time.NewTicker(r.cfg.Rescan)
 	defer rescan.Stop()
@@ -175,6 +176,27 @@ func (r *run) loop(ctx context.Context) error {
 		r.deliver()
 	}
 }
+
+// firstChecks waits until every check has run once, for a bounded time: a check
+// is critical until then, and a control plane that restarts must not tell a mesh
+// that works that nothing in it is healthy.
+func (r *run) firstChecks(ctx context.Context) {
+	limit := time.NewTimer(firstChecksWithin)
+	defer limit.Stop()
+	for r.checker.pending() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			return
+		case res := <-r.checker.results:
+			r.checker.took(res)
+		}
+	}
+}
+
+// firstChecksWithin is how long the first delivery waits for first results.
+const firstChecksWithin = time.Second
 
 func (r *run) confirmDelay(held []discovery.ServiceName) time.Duration {
 	for _, name := range held {
