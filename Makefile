@@ -4,16 +4,19 @@ GO ?= go
 BIN := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# What the compiler knows of where the time goes. It has not the name default.pgo: go build ./... and
+# go test would compile every dependency a second time. PGO=off does without.
+PGO ?= cmd/parrel/parrel.pgo
 PKGS ?= ./...
 
-.PHONY: help build consul demo test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench gen gen-check presubmit clean
+.PHONY: help build consul interop demo test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench bench-profile pgo gen gen-check presubmit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
 
 build: ## bin/parrel
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/parrel ./cmd/parrel
+	CGO_ENABLED=0 $(GO) build -trimpath -pgo $(PGO) -ldflags '$(LDFLAGS)' -o $(BIN)/parrel ./cmd/parrel
 
 demo: build ## build and run the demo mesh on loopback: no Consul, no Docker, no root
 	$(BIN)/parrel demo
@@ -26,8 +29,20 @@ $(BIN)/consul: test/tools/consul/go.mod test/tools/consul/go.sum
 	cd test/tools/consul && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ github.com/hashicorp/consul
 	@touch $@
 
-test: build consul lint ## everything that has to pass; installs and builds what it needs
+test: build consul interop lint ## everything that has to pass; installs and builds what it needs
 	$(GO) run ./test/run $(PKGS)
+
+INTEROP := h2spec grpc-interop-client grpc-interop-server
+
+interop: $(INTEROP:%=$(BIN)/%) ## outside conformance suites, for the tests: h2spec, gRPC's interop client and server
+
+# They are tools in a module of their own: run, never linked.
+$(INTEROP:%=$(BIN)/%) &: test/tools/interop/go.mod test/tools/interop/go.sum
+	@mkdir -p $(BIN)
+	cd test/tools/interop && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	cd test/tools/interop && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/grpc-interop-client google.golang.org/grpc/interop/client
+	cd test/tools/interop && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/grpc-interop-server google.golang.org/grpc/interop/server
+	@touch $(INTEROP:%=$(BIN)/%)
 
 # Packages whose tests need neither Consul nor processes of their own.
 UNIT = $(shell $(GO) list ./... | grep -vE '/(test/(e2e|conformance|demo)|discovery/consul|examples/grpc-xds)(/|$$)')
@@ -59,7 +74,7 @@ e2e: build consul ## whole meshes on a real Consul
 sim: ## whole meshes in virtual time
 	$(GO) run ./test/run ./test/sim/...
 
-conformance: build ## outside clients, unmodified
+conformance: build interop ## outside clients, unmodified
 	$(GO) run ./test/run ./test/conformance/...
 
 bench-propagation: build consul ## registration to endpoint in use; bytes of one change
@@ -68,7 +83,17 @@ bench-propagation: build consul ## registration to endpoint in use; bytes of one
 bench-footprint: build ## memory and start of an idle sidecar
 	$(GO) run ./test/bench/footprint
 
-bench: bench-propagation bench-footprint ## all benchmarks
+# SERIES, ROUNDS, SECS, ONLY, PATIENCE and PRIORITY=1 narrow it: make bench SERIES=h1,h2 ROUNDS=5 SECS=5
+COMPARE = $(GO) run ./test/bench/compare $(if $(SERIES),-series $(SERIES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(SECS),-secs $(SECS)) $(if $(ONLY),-only $(ONLY)) $(if $(PATIENCE),-patience $(PATIENCE)) $(if $(PRIORITY),-priority)
+
+bench: build ## side by side with HAProxy and nginx; writes test/bench/results.md
+	$(COMPARE)
+
+bench-profile: build ## where parrel's time goes under the load of SERIES (default h1)
+	$(COMPARE) -profile $(if $(SERIES),,-series h1)
+
+pgo: build ## measure anew where the time goes, for the compiler (cmd/parrel/parrel.pgo)
+	$(COMPARE) -pgo $(if $(SERIES),,-series h1,h2,grpc,mtls,https,l4tls,l4tls-ping,ping-64,lat)
 
 presubmit: test race gen-check ## before a change is proposed
 

@@ -81,6 +81,8 @@ func decodeEntry(fields map[string]any, c *canonicaliser) (*ConfigEntry, error) 
 		e.Body = &ProxyDefaults{Config: r.any("Config"), Mode: r.str("Mode")}
 	case "service-intentions":
 		e.Body, err = serviceIntentions(r, e.Key, c)
+	case "mesh":
+		e.Body, err = meshEntry(r, c)
 	}
 	if err != nil {
 		return nil, err
@@ -147,6 +149,33 @@ func upstreamConfig(r record) *UpstreamConfig {
 		MaxPendingRequests:         limits.num("MaxPendingRequests"),
 		MaxConcurrentRequests:      limits.num("MaxConcurrentRequests"),
 	}
+}
+
+func meshEntry(r record, c *canonicaliser) (*Mesh, error) {
+	in := r.rec("HTTP").rec("Incoming")
+	if !in.has("RequestNormalization") {
+		return &Mesh{}, nil
+	}
+	at := "HTTP.Incoming.RequestNormalization."
+	r = in.rec("RequestNormalization")
+	n := &RequestNormalization{
+		InsecureDisablePathNormalization: r.flag("InsecureDisablePathNormalization"),
+		MergeSlashes:                     r.flag("MergeSlashes"),
+		PathWithEscapedSlashesAction:     r.str("PathWithEscapedSlashesAction"),
+		HeadersWithUnderscoresAction:     r.str("HeadersWithUnderscoresAction"),
+	}
+	for _, f := range []struct {
+		name, word string
+		words      []string
+	}{
+		{"PathWithEscapedSlashesAction", n.PathWithEscapedSlashesAction, SlashActions()},
+		{"HeadersWithUnderscoresAction", n.HeadersWithUnderscoresAction, UnderscoreActions()},
+	} {
+		if f.word != "" && !slices.Contains(f.words, f.word) && !c.keep {
+			return nil, c.fail(at+f.name, strconv.Quote(f.word)+" is no action", "write one of "+strings.Join(f.words, ", "))
+		}
+	}
+	return &Mesh{RequestNormalization: n}, nil
 }
 
 // plainSource are the fields of a source that an L4 decision knows.

@@ -36,6 +36,32 @@ type ProxyDefaults struct {
 	Mode   string
 }
 
+// Mesh is Consul's mesh entry, as far as parrel executes it.
+type Mesh struct {
+	// RequestNormalization is HTTP.Incoming.RequestNormalization; nil where the
+	// entry does not have it. Consul serves a block without values as an empty
+	// one, and does not tell a false in it from an unset value.
+	RequestNormalization *RequestNormalization
+}
+
+// RequestNormalization says how requests to the mesh's services may be spelt.
+// The actions are Envoy's words; "" is Consul's default.
+type RequestNormalization struct {
+	InsecureDisablePathNormalization bool
+	MergeSlashes                     bool
+	PathWithEscapedSlashesAction     string
+	HeadersWithUnderscoresAction     string
+}
+
+// SlashActions are the words of PathWithEscapedSlashesAction, and
+// UnderscoreActions those of HeadersWithUnderscoresAction.
+func SlashActions() []string {
+	return []string{"IMPLEMENTATION_SPECIFIC_DEFAULT", "KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD"}
+}
+
+// UnderscoreActions: see SlashActions.
+func UnderscoreActions() []string { return []string{"ALLOW", "REJECT_REQUEST", "DROP_HEADER"} }
+
 // IntentionAction is allow or deny of an L4 intention.
 type IntentionAction string
 

@@ -164,7 +164,7 @@ type EntryKey struct {
 type ConfigEntry struct {
 	Key    EntryKey
 	Meta   map[string]string
-	Body   any      // *ServiceDefaults, *ProxyDefaults, *ServiceIntentions; nil for a kind that parrel does not model yet
+	Body   any      // *ServiceDefaults, *ProxyDefaults, *ServiceIntentions, *Mesh; nil for a kind that parrel does not model yet
 	Set    []string // paths of every field that the user set, in the API's names: "UpstreamConfig.Defaults.Limits.MaxConnections"; list elements as "[]"
 	Origin Origin
 	Index  uint64

@@ -1,12 +1,10 @@
 package mtls
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -50,9 +48,10 @@ type ClientParams struct {
 // without roots refuses every handshake with an [*IdentityError]; a peer that
 // is not accepted gets a [*PeerError]. There is no 0-RTT.
 //
-// Session tickets are encrypted with keys that live as long as our certificate
-// and the roots stay the same, and a resumed session is verified and
-// authorised like a new one: a ticket outlives neither a root nor a policy.
+// Session tickets are encrypted with keys that are replaced every 12 hours and
+// whenever our certificate or the roots change, and a resumed session is
+// verified and authorised like a new one: a ticket outlives neither a root nor a
+// certificate nor a policy.
 func ServerConfig(p ServerParams) *tls.Config {
 	s := &serverSide{p: p}
 	return &tls.Config{
@@ -71,27 +70,35 @@ func ServerConfig(p ServerParams) *tls.Config {
 }
 
 type serverSide struct {
-	p ServerParams
+	p      ServerParams
+	epochs epochs
 
-	mu     sync.Mutex // guards what follows
-	epoch  [32]byte
-	config *tls.Config
+	turn sync.Mutex // held while new keys are made
+	keys atomic.Pointer[ticketKeys]
 }
 
 // configFor returns the configuration of the present identity and roots. It is
-// made once for each, since session ticket keys belong to it.
+// made once for each and for each ticket key, since the keys belong to it.
 func (s *serverSide) configFor(*tls.ClientHelloInfo) (*tls.Config, error) {
 	svid, set, err := s.p.own()
 	if err != nil {
 		return nil, err
 	}
-	epoch := epochOf(svid, set)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.config != nil && s.epoch == epoch {
-		return s.config, nil
+	e, now := s.epochs.of(svid, set), s.p.now()
+	if k := s.keys.Load(); k.fresh(e, now) {
+		return k.config, nil
 	}
-	c := &tls.Config{
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	old := s.keys.Load()
+	if old.fresh(e, now) {
+		return old.config, nil
+	}
+	k, err := old.next(e, now)
+	if err != nil {
+		return nil, err
+	}
+	k.config = &tls.Config{
 		MinVersion:       minVersion(s.p.Params),
 		MaxVersion:       s.p.MaxVersion,
 		NextProtos:       s.p.ALPN,
@@ -99,20 +106,18 @@ func (s *serverSide) configFor(*tls.ClientHelloInfo) (*tls.Config, error) {
 		ClientAuth:       tls.RequestClientCert, // verify refuses who has none, with a reason of ours
 		GetCertificate:   s.certificate,
 		VerifyConnection: s.verify,
+
+		DynamicRecordSizingDisabled: true,
 	}
 	// crypto/tls takes the ticket keys of the configuration that
 	// GetConfigForClient returned only if they were set by hand.
-	var key [32]byte
-	if _, err := rand.Read(key[:]); err != nil {
-		return nil, fmt.Errorf("mtls: session ticket key: %w", err)
-	}
-	c.SetSessionTicketKeys([][32]byte{key})
-	s.config, s.epoch = c, epoch
-	return c, nil
+	k.config.SetSessionTicketKeys(k.keys)
+	s.keys.Store(k)
+	return k.config, nil
 }
 
 func (s *serverSide) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return s.p.certificate()
+	return s.p.certificate(&s.epochs)
 }
 
 func (s *serverSide) verify(cs tls.ConnectionState) error {
@@ -125,21 +130,24 @@ func (s *serverSide) verify(cs tls.ConnectionState) error {
 // ClientConfig makes the TLS configuration of an outgoing connection, with the
 // same rules as [ServerConfig]. Sessions are kept per certificate and roots.
 func ClientConfig(p ClientParams) *tls.Config {
+	made := new(epochs)
 	return &tls.Config{
 		ServerName: p.SNI,
 		MinVersion: minVersion(p.Params),
 		MaxVersion: p.MaxVersion,
 		NextProtos: p.ALPN,
 		Time:       p.Now,
+
+		DynamicRecordSizingDisabled: true,
 		// A SPIFFE peer is known by its URI SAN, not by a host name, so
 		// crypto/tls's own check is replaced: VerifyConnection runs on every
 		// handshake, resumed ones included, and verifies the whole chain.
 		InsecureSkipVerify: true,
 		VerifyConnection:   func(cs tls.ConnectionState) error { return p.verify(cs, Server) },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return p.certificate()
+			return p.certificate(made)
 		},
-		ClientSessionCache: &sessionCache{p: p.Params, inner: tls.NewLRUClientSessionCache(sessionsPerCluster)},
+		ClientSessionCache: &sessionCache{p: p.Params, epochs: made, inner: tls.NewLRUClientSessionCache(sessionsPerCluster)},
 	}
 }
 
@@ -150,8 +158,9 @@ const sessionsPerCluster = 16
 // sessionCache forgets sessions when identity or roots change: they are stored
 // under both.
 type sessionCache struct {
-	p     Params
-	inner tls.ClientSessionCache
+	p      Params
+	epochs *epochs
+	inner  tls.ClientSessionCache
 }
 
 func (c *sessionCache) key(k string) (string, bool) {
@@ -159,8 +168,7 @@ func (c *sessionCache) key(k string) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	e := epochOf(svid, set)
-	return string(e[:]) + k, true
+	return string(c.epochs.of(svid, set).sum[:]) + k, true
 }
 
 func (c *sessionCache) Get(k string) (*tls.ClientSessionState, bool) {
@@ -236,16 +244,12 @@ func Usable(snap *Snapshot, now time.Time) (*x509svid.SVID, error) {
 	return snap.SVID, nil
 }
 
-func (p Params) certificate() (*tls.Certificate, error) {
-	svid, _, err := p.own()
+func (p Params) certificate(made *epochs) (*tls.Certificate, error) {
+	svid, set, err := p.own()
 	if err != nil {
 		return nil, err
 	}
-	c := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
-	for _, x := range svid.Certificates {
-		c.Certificate = append(c.Certificate, x.Raw)
-	}
-	return c, nil
+	return made.of(svid, set).cert, nil
 }
 
 // verify runs on every handshake. Our own side is checked too: a server that
@@ -267,24 +271,6 @@ func PeerID(cs tls.ConnectionState) (spiffeid.ID, bool) {
 	}
 	id, perr := leafID(cs.PeerCertificates[0])
 	return id, perr == nil
-}
-
-// epochOf is a digest of what session tickets are bound to.
-func epochOf(svid *x509svid.SVID, set *x509bundle.Set) [32]byte {
-	h := sha256.New()
-	sum := func(certs []*x509.Certificate) {
-		for _, c := range certs {
-			d := sha256.Sum256(c.Raw)
-			h.Write(d[:])
-		}
-	}
-	sum(svid.Certificates[:1])
-	for _, b := range set.Bundles() { // sorted by trust domain
-		d := sha256.Sum256([]byte(b.TrustDomain().Name()))
-		h.Write(d[:])
-		sum(b.X509Authorities())
-	}
-	return [32]byte(h.Sum(nil))
 }
 
 // Expect authorises exactly these identities.

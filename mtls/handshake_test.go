@@ -387,6 +387,45 @@ func testResumption(t *testing.T, version uint16) {
 	}
 }
 
+// TestTicketsEnd: a ticket outlives neither the certificate that it was given
+// for nor its key, and is of no use to another identity.
+func TestTicketsEnd(t *testing.T) {
+	root := newAuthority(t, "root")
+	set := setFor("mesh.test", root.cert)
+	now := noon()
+	clock := func() time.Time { return now }
+	long := func(c *x509.Certificate) { c.NotAfter = noon().Add(100 * time.Hour) }
+	web, api := cell(root.leaf(webID, long), set), cell(root.leaf(apiID, long), set)
+	client := clientOf(web, func(p *mtls.ClientParams) { p.Now = clock })
+	server := serverOf(api, func(p *mtls.ServerParams) { p.Now = clock })
+	resumes := func(what string, server *tls.Config, want bool) {
+		t.Helper()
+		if r := shake(client, server); r.client != nil || r.server != nil || r.clientCS.DidResume != want {
+			t.Fatalf("%s: %v, %v, resumed %t, want %t", what, r.client, r.server, r.clientCS.DidResume, want)
+		}
+	}
+	resumes("first", server, false)
+	resumes("again", server, true)
+	resumes("the same service's other listener", serverOf(api, func(p *mtls.ServerParams) { p.Now = clock }), false)
+	resumes("back", server, false)
+	other := cell(root.leaf(webID, long), set)
+	if r := shake(clientOf(other, func(p *mtls.ClientParams) { p.Now = clock }), server); r.client != nil || r.clientCS.DidResume {
+		t.Fatalf("another identity: %v, resumed %t", r.client, r.clientCS.DidResume)
+	}
+	ends := api.Current().SVID.Certificates[0].NotAfter
+	now = now.Add(13 * time.Hour)
+	resumes("with the key before", server, true)
+	now = now.Add(25 * time.Hour)
+	resumes("two keys later", server, false)
+	now = ends.Add(-time.Second)
+	resumes("before the end", server, false)
+	resumes("again", server, true)
+	now = ends.Add(time.Second)
+	if r := shake(client, server); r.client == nil && r.server == nil {
+		t.Fatal("a ticket outlived the certificates")
+	}
+}
+
 // TestRotation: a new certificate serves from the next handshake on.
 func TestRotation(t *testing.T) {
 	root := newAuthority(t, "root")

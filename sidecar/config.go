@@ -15,6 +15,7 @@ import (
 	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/admin"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/xds/client"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -42,8 +43,16 @@ type Config struct {
 	// AccessLog is used by every HTTP connection manager that has none of its
 	// own. None: no access log.
 	AccessLog []resource.AccessLog
-	Version   string // parrel's, for admin and metrics
-	SotW      bool   // the control plane has state of the world only
+	// Static: the configuration is the owner's own, whole from the start
+	// (Deps.Source), and holds the certificates that it needs: there is neither
+	// identity nor control plane nor catalogue, and nothing is kept on disk. What
+	// cannot be put in force at the start ends Run with an error.
+	Static bool
+	// Limits of the process's traffic; the zero value bounds connections where it
+	// knows the number of descriptors, and does not watch memory.
+	Limits  overload.Config
+	Version string // parrel's, for admin and metrics
+	SotW    bool   // the control plane has state of the world only
 }
 
 // Workload is one proxy that the process runs.
@@ -74,6 +83,9 @@ type Deps struct {
 	Level *slog.LevelVar
 	Rand  func() uint64    // safe for concurrent use; nil: math/rand/v2
 	Now   func() time.Time // nil: time.Now
+	// MemoryLimit is told below what the collector should keep the heap where
+	// Limits caps memory; nil: nobody is (debug.SetMemoryLimit).
+	MemoryLimit func(bytes int64)
 	// Registrar registers proxies; nil: they are registered already.
 	Registrar Registrar
 	// Identity gives a workload's identity; nil: the control plane
@@ -81,6 +93,8 @@ type Deps struct {
 	Identity func(Workload) (Identity, error)
 	// Source gives a workload's configuration; nil: the xDS client.
 	Source func(Workload, client.Handler) (Source, error)
+
+	wall bool // Now is time.Now
 }
 
 // Identity is a source of identities with its background work.
@@ -150,6 +164,9 @@ const (
 func (c *Config) withDefaults() {
 	c.Drain = cmp.Or(c.Drain, 10*time.Second)
 	c.Leave = cmp.Or(c.Leave, 500*time.Millisecond)
+	if c.Static {
+		c.Leave = -1 // nobody is told
+	}
 	c.Linger = cmp.Or(c.Linger, 5*time.Second)
 }
 
@@ -161,7 +178,7 @@ func (d *Deps) withDefaults() {
 		d.Rand = rand.Uint64
 	}
 	if d.Now == nil {
-		d.Now = time.Now
+		d.Now, d.wall = time.Now, true
 	}
 }
 
@@ -175,10 +192,13 @@ func (c *Config) validate(d *Deps) error {
 	if len(c.Workloads) == 0 {
 		bad("no workload given: name a service with --sidecar-for, or a proxy with --proxy-id")
 	}
-	if c.DataDir == "" && (d.Identity == nil || d.Source == nil) {
+	if c.Static && d.Source == nil {
+		bad("there is no static configuration (Deps.Source)")
+	}
+	if !c.Static && c.DataDir == "" && (d.Identity == nil || d.Source == nil) {
 		bad("no data directory given: set --data-dir; identities and the last good configuration are kept there")
 	}
-	if d.Source == nil || d.Identity == nil {
+	if !c.Static && (d.Source == nil || d.Identity == nil) {
 		for a := range strings.SplitSeq(c.ControlPlane, ",") {
 			if _, _, err := net.SplitHostPort(strings.TrimSpace(a)); err != nil {
 				bad("address of the control plane %q: %v; write host:port, such as 127.0.0.1:15012", a, err)

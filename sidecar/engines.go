@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -16,6 +17,7 @@ import (
 	"github.com/parrel-mesh/parrel/mtls/remote"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/compile"
+	"github.com/parrel-mesh/parrel/sidecar/filter"
 	"github.com/parrel-mesh/parrel/sidecar/l4"
 	"github.com/parrel-mesh/parrel/sidecar/l7"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
@@ -25,6 +27,9 @@ import (
 
 // newIdentity makes the workload's identity source.
 func (w *workload) newIdentity(at place) (Identity, error) {
+	if w.Sidecar.cfg.Static {
+		return noIdentity{mtls.NewCell(nil)}, nil
+	}
 	if w.deps.Identity != nil {
 		return w.deps.Identity(w.cfg)
 	}
@@ -101,11 +106,12 @@ func (w *workload) dialAny(ctx context.Context, _ string) (net.Conn, error) {
 }
 
 func (w *workload) clusterDeps(id mtls.Source) cluster.Deps {
-	return cluster.Deps{Net: w.deps.Net, Identity: id, Log: w.log, Rand: w.deps.Rand, Now: w.deps.Now}
+	return cluster.Deps{Net: w.traffic, Identity: id, Log: w.log, Rand: w.deps.Rand, Now: w.deps.Now, Wheel: w.wheel}
 }
 
 func (w *workload) compileDeps() compile.Deps {
-	return compile.Deps{HTTP: w.httpEngine, TCP: w.tcpEngine, Current: w.current.Load}
+	return compile.Deps{HTTP: w.httpEngine, TCP: w.tcpEngine, Current: w.current.Load, Static: w.Sidecar.cfg.Static, Now: w.deps.Now,
+		Filters: func(m *resource.HTTPManager) (*filter.Chain, error) { return l7.Filters(m, filter.Deps{Log: w.log}) }}
 }
 
 // ends names the two ends of a listener's traffic for records: this workload is
@@ -130,6 +136,15 @@ func (w *workload) ends(l *resource.Listener) (source, destination l7.Service) {
 	return own, named
 }
 
+// clock is a clock that is not the process's own, nil where there is none: then
+// an engine reads one clock for both times that it needs.
+func (w *workload) clock() func() time.Time {
+	if w.deps.wall {
+		return nil
+	}
+	return w.deps.Now
+}
+
 func (w *workload) httpEngine(h compile.HTTP) (listener.Handler, error) {
 	logs := h.Manager.AccessLog
 	if len(logs) == 0 {
@@ -141,14 +156,18 @@ func (w *workload) httpEngine(h compile.HTTP) (listener.Handler, error) {
 	}
 	source, destination := w.ends(h.Listener)
 	return l7.New(l7.Config{
-		Manager: h.Manager, Routes: h.Routes, Inbound: h.Listener.Direction == resource.Inbound,
+		Manager: h.Manager, Routes: h.Routes, Filters: h.Filters, Inbound: h.Listener.Direction == resource.Inbound, Strangers: w.strangers(h.Listener),
 		Source: source, Destination: destination,
 		Clusters: func(name string) (l7.Cluster, bool) { return w.cluster(name) },
-	}, l7.Deps{Recorder: w.record, AccessLog: access, Log: w.log, Now: w.deps.Now, Rand: w.deps.Rand})
+	}, l7.Deps{Recorder: w.record, AccessLog: access, Log: w.log, Now: w.clock(), Rand: w.deps.Rand, Overload: w.overload, Wheel: w.wheel})
 }
 
 func (w *workload) tcpEngine(t compile.TCP) (listener.Handler, error) {
-	access, err := w.logs.Compile(w.Sidecar.cfg.AccessLog)
+	logs := t.Proxy.AccessLog
+	if len(logs) == 0 {
+		logs = w.Sidecar.cfg.AccessLog
+	}
+	access, err := w.logs.Compile(logs)
 	if err != nil {
 		return nil, fmt.Errorf("access_log: %w", err)
 	}

@@ -32,13 +32,18 @@ func (g *group) start(name string, f func(context.Context) error) {
 		if err == nil || errors.Is(err, context.Canceled) && g.ctx.Err() != nil {
 			return
 		}
-		g.mu.Lock()
-		if g.err == nil {
-			g.err = fmt.Errorf("%s: %w", name, err)
-		}
-		g.mu.Unlock()
-		g.cancel()
+		g.fail(name, err)
 	})
+}
+
+// fail ends the group with an error; the first stays.
+func (g *group) fail(name string, err error) {
+	g.mu.Lock()
+	if g.err == nil {
+		g.err = fmt.Errorf("%s: %w", name, err)
+	}
+	g.mu.Unlock()
+	g.cancel()
 }
 
 // wait returns when all have ended, with the first error.

@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -24,7 +27,10 @@ type Sidecar struct {
 	metrics   *telemetry.Metrics
 	logs      *telemetry.Logs
 	record    telemetry.Recorder
-	workloads []*workload // by name
+	overload  *overload.Manager
+	wheel     *wheel.Wheel // the process's time-outs
+	traffic   netio.Net    // for listeners and upstreams: counted, and held back under pressure
+	workloads []*workload  // by name
 	start     time.Time
 
 	opened   sync.WaitGroup // workloads whose listener sets exist
@@ -48,6 +54,10 @@ func New(c Config, d Deps) (*Sidecar, error) {
 		logs:    telemetry.NewLogs(telemetry.LogsConfig{}),
 	}
 	s.record = s.metrics
+	s.wheel = wheel.New()
+	s.overload = overload.New(c.Limits, overload.Deps{Log: d.Log, Limit: d.MemoryLimit, Wheel: s.wheel})
+	s.traffic = s.overload.Net(d.Net)
+	s.metrics.Registry().MustRegister(s.overload.Collector())
 	for _, w := range c.Workloads {
 		one, err := newWorkload(s, w)
 		if err != nil {
@@ -80,6 +90,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	}
 	g.start("metrics", s.metrics.Run)
 	g.start("access logs", s.logs.Run)
+	g.start("overload", s.overload.Run)
 	s.opened.Add(len(s.workloads))
 	s.leaving.Add(len(s.workloads))
 	for _, w := range s.workloads {

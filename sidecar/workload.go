@@ -69,7 +69,7 @@ func newWorkload(s *Sidecar, cfg Workload) (*workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: access log: %w", err)
 	}
-	w.listeners = listener.NewSet(listener.Deps{Net: w.deps.Net, Identity: w.identitySource(), Live: w.live,
+	w.listeners = listener.NewSet(listener.Deps{Net: w.traffic, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
 		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
 	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold}
 	if s.cfg.DataDir != "" {
@@ -133,13 +133,15 @@ func (w *workload) build(ctx, leave context.Context, left func(), g *group) erro
 		return err
 	}
 	p.clusters = cluster.NewManager(w.clusterDeps(p.identity))
-	p.warmer = warm.New(warm.Config{Publish: w.publish(ctx), Subscriber: subscriber{p}, Log: w.log})
+	p.warmer = warm.New(warm.Config{Publish: w.publish(g), Subscriber: subscriber{p}, Log: w.log})
 	if p.source, err = w.newSource(at, p); err != nil {
 		return err
 	}
 	w.parts.Store(p)
-	g.start("identity", w.keepIdentity(p))
-	g.start("identity's life", w.watchLife(p))
+	if !w.Sidecar.cfg.Static {
+		g.start("identity", w.keepIdentity(p))
+		g.start("identity's life", w.watchLife(p))
+	}
 	g.start("clusters", p.clusters.Run)
 	g.start("clusters that leave", w.sweepClusters)
 	g.start("warming", p.warmer.Run)
@@ -174,19 +176,26 @@ func (a applier) Apply(u client.Update) {
 }
 
 // publish puts a set in force.
-func (w *workload) publish(ctx context.Context) func(*warm.Set) {
+func (w *workload) publish(g *group) func(*warm.Set) {
 	return func(set *warm.Set) {
 		old := w.current.Load()
 		next, errs := compile.Compile(set, old, w.compileDeps())
+		if w.refuseStatic(g, old == nil, errs) {
+			return
+		}
 		for _, err := range errs {
 			w.log.Error("sidecar: part of the configuration is refused", telemetry.KeyError, err.Error())
 		}
 		w.swapClusters(old, next)
 		w.current.Store(next)
-		for _, err := range w.listeners.Update(next.Version, next.Listeners) {
+		closed := w.listeners.Update(next.Version, next.Listeners)
+		if w.refuseStatic(g, old == nil, closed) {
+			return
+		}
+		for _, err := range closed {
 			w.log.Error("sidecar: a listener is not open", telemetry.KeyError, err.Error())
 		}
-		counts := w.live.Recheck(ctx)
+		counts := w.live.Recheck(g.ctx)
 		w.keepTrust(old, next)
 		if set.Complete {
 			w.complete.Store(true)
@@ -345,7 +354,7 @@ func (w *workload) missing() (out []string) {
 	if p == nil {
 		return []string{"the service that it stands for is not known yet: the catalogue has not answered"}
 	}
-	if _, err := mtls.Usable(p.identity.Current(), w.deps.Now()); err != nil {
+	if _, err := mtls.Usable(p.identity.Current(), w.deps.Now()); err != nil && !w.Sidecar.cfg.Static {
 		out = append(out, "no identity: "+err.Error())
 	}
 	s := w.current.Load()

@@ -22,7 +22,8 @@ const settleAfter = time.Second
 // of the binary that were read once, by the initialisation of packages. They
 // stay in the page cache and are mapped again where they are used, so that the
 // resident set becomes what the process works with. It does so now and once
-// more when the command has started, and ends with ctx. In a demo, which runs a
+// more when the command has started, then whenever a burst has left much of
+// either, and ends with ctx; once started, the collector is paced. In a demo, which runs a
 // whole mesh on one machine, it stays at it.
 func settle(ctx context.Context) {
 	if os.Getenv(demo.StaySmall) != "" {
@@ -38,6 +39,8 @@ func settle(ctx context.Context) {
 			debug.FreeOSMemory()
 			unmap(binary)
 		}
+		pace(ctx)
+		giveBack(ctx, func() { unmap(binary) })
 	}()
 }
 

@@ -28,6 +28,8 @@ type sidecarFlags struct {
 	httpAddr         string
 	consulTokenFile  string
 	consulCA         string
+	bootstrap        bootstrapFlags
+	limits           limitFlags
 	cfg              sidecar.Config
 	log              logFlags
 }
@@ -49,7 +51,14 @@ With a Consul agent (--http-addr or CONSUL_HTTP_ADDR) the sidecar looks its
 service up and registers its connect-proxy itself where nobody did; without one
 the proxy has to be registered already. A restart needs nothing but --data-dir.
 
-    parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web`,
+    parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web
+
+With -c FILE (or --config-yaml TEXT) it is a proxy by itself: an Envoy v3
+bootstrap in YAML or JSON says everything, and there is no control plane, no
+identity and no data directory. docs/static.md says what is read.
+--mode validate checks the file and ends.
+
+    parrel sidecar -c gateway.yaml`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), cmd) },
 	}
@@ -70,6 +79,8 @@ the proxy has to be registered already. A restart needs nothing but --data-dir.
 	fs.StringVar(&f.httpAddr, "http-addr", "", "Consul agent on this host (default: CONSUL_HTTP_ADDR; none: Consul is not touched)")
 	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
 	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	f.bootstrap.bind(fs)
+	f.limits.bind(fs)
 	f.log.bind(cmd)
 	return cmd
 }
@@ -78,6 +89,9 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	logger, level, err := f.log.leveled(cmd.ErrOrStderr())
 	if err != nil {
 		return err
+	}
+	if f.bootstrap.given() {
+		return f.runBootstrap(ctx, cmd, logger, level)
 	}
 	if f.cfg.Workloads, err = f.workloads(); err != nil {
 		return err
@@ -92,7 +106,10 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		f.cfg.AccessLog = []resource.AccessLog{{Path: f.accessLog}}
 	}
 	f.cfg.Version = version
-	deps := sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level}
+	if f.cfg.Limits, err = f.limits.config(); err != nil {
+		return err
+	}
+	deps := sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level, MemoryLimit: collectBelow}
 	registrar, err := f.registrar(logger)
 	if err != nil {
 		return err
@@ -112,7 +129,7 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 // workloads reads --sidecar-for and --proxy-id.
 func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	if len(f.services) == 0 && f.proxyID == "" {
-		return nil, errors.New("sidecar: for which service instance? Give --sidecar-for ID, the id under which it is registered")
+		return nil, errors.New("sidecar: for which service instance? Give --sidecar-for ID, the id under which it is registered (or -c FILE, a static configuration)")
 	}
 	if f.token != "" && f.tokenFile != "" {
 		return nil, errors.New("sidecar: --token and --token-file are both given: give one")

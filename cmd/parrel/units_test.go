@@ -133,12 +133,14 @@ func commandLine(line string) (cmd *cobra.Command, args []string, ok bool) {
 		return nil, nil, false
 	}
 	text = substituted.ReplaceAllString(text, "X")
+	text, _, _ = strings.Cut(text, " # ")
+	text += " "
 	at := strings.LastIndex(" "+text, "parrel ")
-	if at < 0 || strings.Contains(text, "[flags]") || strings.HasPrefix(strings.TrimSpace(line), "#") {
+	if at < 1 || (" " + text)[at-1] == '=' || strings.Contains(text, "[flags]") || strings.HasPrefix(strings.TrimSpace(line), "#") {
 		return nil, nil, false
 	}
 	text = (" " + text)[at+len("parrel "):]
-	for _, end := range []string{" > ", " | ", " # ", " && "} {
+	for _, end := range []string{" > ", " | ", " && "} {
 		text, _, _ = strings.Cut(text, end)
 	}
 	cmd, args, err := newRoot().Find(doubleDashes(strings.Fields(text)))

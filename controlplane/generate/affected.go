@@ -31,6 +31,9 @@ func Affected(old, new *mesh.Snapshot, ch mesh.Change) (shared []Key, workloads 
 	for _, name := range ch.Intentions {
 		a.intentions(name)
 	}
+	for _, partition := range ch.Requests {
+		a.requests(partition)
+	}
 	for _, key := range ch.Workloads {
 		a.workload(key)
 	}
@@ -94,6 +97,19 @@ func (a *affected) service(name discovery.ServiceName) {
 func (a *affected) variants(cluster string) {
 	a.shared[Key{resource.TypeCluster, cluster}] = true
 	a.shared[Key{resource.TypeRoute, cluster}] = true
+}
+
+// requests adds the workloads whose listeners read requests for a service of the
+// partition: its own, and its callers'.
+func (a *affected) requests(partition string) {
+	reads := func(name discovery.ServiceName) bool {
+		return name.Partition == partition && a.new.Protocol(name).HTTP()
+	}
+	for _, w := range a.new.Workloads() {
+		if reads(w.Service) || slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return reads(u.Service) }) {
+			a.workload(w.Key())
+		}
+	}
 }
 
 // intentions adds the workloads of a destination; "*" is every one.

@@ -92,10 +92,28 @@ func (a *analysis) entry(e *discovery.ConfigEntry) {
 		a.intentions(e, body)
 	case *discovery.ServiceDefaults:
 		a.protocol(e, body.Protocol)
+	case *discovery.Mesh:
+		a.requests(e, body.RequestNormalization)
 	case *discovery.ProxyDefaults:
 		a.numbers(where, name, "Config.", body.Config)
 		word, _ := body.Config["protocol"].(string)
 		a.protocol(e, word)
+	}
+}
+
+// requests names words that parrel does not know: a server may be newer.
+func (a *analysis) requests(e *discovery.ConfigEntry, n *discovery.RequestNormalization) {
+	if n == nil {
+		return
+	}
+	name, where, at := mesh.EntryName(e.Key), place(e.Origin), "HTTP.Incoming.RequestNormalization."
+	if _, known := slashAction(n); !known {
+		a.add(Finding{SeverityError, where, name, at + "PathWithEscapedSlashesAction", fmt.Sprintf("%q is no action", n.PathWithEscapedSlashesAction),
+			"paths with encoded slashes are refused", "write one of " + strings.Join(discovery.SlashActions(), ", ")})
+	}
+	if _, known := underscoreAction(n); !known {
+		a.add(Finding{SeverityError, where, name, at + "HeadersWithUnderscoresAction", fmt.Sprintf("%q is no action", n.HeadersWithUnderscoresAction),
+			"requests with such fields are refused", "write one of " + strings.Join(discovery.UnderscoreActions(), ", ")})
 	}
 }
 
@@ -104,7 +122,7 @@ func (a *analysis) entry(e *discovery.ConfigEntry) {
 func ignoredField(where, name, field string) Finding {
 	f := Finding{SeverityWarning, where, name, field, "the field is not executed", "as if it were not there", "remove it, or do not rely on it"}
 	switch {
-	case strings.HasSuffix(field, "MutualTLSMode"):
+	case strings.HasSuffix(field, "MutualTLSMode"), strings.HasSuffix(field, "PermissiveMutualTLS"):
 		f.Instead = "mutual TLS is always required"
 	case strings.HasSuffix(field, "ExternalSNI"):
 		f.Instead, f.Severity = "callers send the service's name in the mesh", SeverityError

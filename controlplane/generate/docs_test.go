@@ -20,7 +20,7 @@ func TestDocs(t *testing.T) {
 func honouredTables() string {
 	var out strings.Builder
 	all := effects()
-	kinds := []string{mesh.KindServiceDefaults, mesh.KindProxyDefaults, mesh.KindServiceIntentions, kindProxy}
+	kinds := []string{mesh.KindServiceDefaults, mesh.KindProxyDefaults, mesh.KindServiceIntentions, mesh.KindMesh, kindProxy}
 	for _, kind := range kinds {
 		title := kind
 		if kind == kindProxy {

@@ -72,6 +72,13 @@ func effects() map[string]map[string]effect {
 			"Sources[].LegacyCreateTime": inert, "Sources[].LegacyID": inert,
 			"Sources[].LegacyMeta.*": inert, "Sources[].LegacyUpdateTime": inert,
 		},
+		mesh.KindMesh: {
+			"HTTP.Incoming.RequestNormalization.InsecureDisablePathNormalization": honoured,
+			"HTTP.Incoming.RequestNormalization.MergeSlashes":                     honoured,
+			"HTTP.Incoming.RequestNormalization.PathWithEscapedSlashesAction":     honoured,
+			"HTTP.Incoming.RequestNormalization.HeadersWithUnderscoresAction":     honoured,
+			"Meta.*": inert, "Namespace": inert, "Partition": inert,
+		},
 		kindProxy: join(local("Proxy.Config."), map[string]effect{
 			"Proxy.DestinationServiceName":                              honoured,
 			"Proxy.DestinationServiceID":                                honoured,

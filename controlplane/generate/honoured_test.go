@@ -24,6 +24,7 @@ const baseline = `{
  "entries": [
   {"Kind": "proxy-defaults", "Name": "global", "Config": {}},
   {"Kind": "service-defaults", "Name": "web", "UpstreamConfig": {"Defaults": {}, "Overrides": [{"Name": "api", "ConnectTimeoutMs": 1111}]}},
+  {"Kind": "mesh", "HTTP": {"Incoming": {"RequestNormalization": {}}}},
   {"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "api", "Action": "allow"}]}
  ]}`
 
@@ -45,6 +46,11 @@ func values() map[string]any {
 		"service-intentions Sources[].Partition": "other",
 		"service-intentions Sources[].Action":    "deny",
 		"service-intentions Sources[].Peer":      "other",
+
+		"mesh HTTP.Incoming.RequestNormalization.InsecureDisablePathNormalization": true,
+		"mesh HTTP.Incoming.RequestNormalization.MergeSlashes":                     true,
+		"mesh HTTP.Incoming.RequestNormalization.PathWithEscapedSlashesAction":     "KEEP_UNCHANGED",
+		"mesh HTTP.Incoming.RequestNormalization.HeadersWithUnderscoresAction":     "DROP_HEADER",
 
 		"service Proxy.DestinationServiceName":                "other",
 		"service Proxy.DestinationServiceID":                  "other-1",
@@ -84,6 +90,9 @@ func values() map[string]any {
 
 // companions are fields that must be set together with one to have a meaning.
 func companions(field string) map[string]any {
+	if strings.HasPrefix(field, "mesh HTTP.") {
+		return map[string]any{"proxy-defaults Config.protocol": "http"}
+	}
 	switch field {
 	case "service-defaults LocalRequestTimeoutMs", "proxy-defaults Config.local_request_timeout_ms", "service Proxy.Config.local_request_timeout_ms":
 		return map[string]any{"proxy-defaults Config.protocol": "http"}

@@ -175,7 +175,7 @@ func (c *cache) compare(t *testing.T, want *cache, when string) {
 func randomDelta(r *rand.Rand) discovery.Delta {
 	d := discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{}, Entries: map[discovery.EntryKey]*discovery.ConfigEntry{}}
 	for range 1 + r.IntN(2) {
-		switch r.IntN(12) {
+		switch r.IntN(13) {
 		case 0, 1, 2, 3, 4, 5:
 			s := randomService(r)
 			d.Services[s.Name] = s
@@ -193,6 +193,10 @@ func randomDelta(r *rand.Rand) discovery.Delta {
 			})
 		case 10:
 			entry(&d, mesh.KindProxyDefaults, "global", r.IntN(2) == 0, &discovery.ProxyDefaults{Config: map[string]any{"protocol": pick(r, "tcp", "http")}})
+		case 12:
+			entry(&d, mesh.KindMesh, "mesh", r.IntN(3) == 0, &discovery.Mesh{RequestNormalization: &discovery.RequestNormalization{
+				MergeSlashes: r.IntN(2) == 0, PathWithEscapedSlashesAction: pick(r, "", "KEEP_UNCHANGED"),
+			}})
 		case 11:
 			d.Roots = &discovery.TrustRoots{TrustDomain: meshtest.TrustDomain, RootsPEM: []string{fmt.Sprint(r.IntN(3))}}
 			d.DefaultIntention = pick(r, discovery.Allow, discovery.Deny)

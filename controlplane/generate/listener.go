@@ -75,6 +75,7 @@ func outboundListener(m *mesh.Snapshot, w *mesh.Workload, u upstream) *resource.
 			RouteName:  u.clusterName(),
 			Filters:    []resource.HTTPFilter{{Name: httpRouter, Router: &resource.Router{}}},
 			Upgrades:   []string{"websocket"},
+			RawPaths:   requestsOf(m, u.Service).relaxed(),
 		}
 	} else {
 		chain.TCP = &resource.TCPProxy{StatPrefix: stat, Cluster: u.clusterName()}
@@ -121,6 +122,7 @@ func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 			XFCC:       resource.SanitizeSetXFCC,
 			Upgrades:   []string{"websocket"},
 		}
+		requestsOf(m, w.Service).apply(chain.HTTP)
 	} else {
 		chain.Network = []resource.NetworkFilter{{Name: networkRBAC, RBAC: rules}}
 		chain.TCP = &resource.TCPProxy{StatPrefix: PublicListener, Cluster: app.name()}

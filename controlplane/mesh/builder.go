@@ -40,6 +40,9 @@ type Change struct {
 	// Intentions are the destinations whose service-intentions changed; Name
 	// and Namespace may be "*". Their datacenter is the mesh's own.
 	Intentions []discovery.ServiceName
+	// Requests are the partitions whose mesh entry says something else of how
+	// requests are read.
+	Requests []string
 	// Workloads are the keys ("NODE/ID") of those that came, went or were
 	// registered anew, health apart.
 	Workloads []string
@@ -53,7 +56,7 @@ type Change struct {
 
 // Empty says whether no resource can be different.
 func (c Change) Empty() bool {
-	return !c.All && !c.Roots && len(c.Endpoints)+len(c.Services)+len(c.Intentions)+len(c.Workloads) == 0
+	return !c.All && !c.Roots && len(c.Endpoints)+len(c.Services)+len(c.Intentions)+len(c.Requests)+len(c.Workloads) == 0
 }
 
 // Version is one remembered step of the mesh.
@@ -377,6 +380,10 @@ func (a *application) entry(key discovery.EntryKey, next *discovery.ConfigEntry)
 		a.ch.Intentions = append(a.ch.Intentions, a.named(key)...)
 	case KindProxyDefaults:
 		a.ch.All = true
+	case KindMesh:
+		if !reflect.DeepEqual(requestNormalization(prev), requestNormalization(next)) {
+			a.ch.Requests = append(a.ch.Requests, key.Partition)
+		}
 	}
 }
 
@@ -423,6 +430,7 @@ func (a *application) change() Change {
 	slices.SortFunc(ch.Entries, func(a, b discovery.EntryKey) int {
 		return cmp.Compare(entryString(a), entryString(b))
 	})
+	slices.Sort(ch.Requests)
 	ch.Workloads = slices.Sorted(maps.Keys(a.touched))
 	if len(ch.Workloads) == 0 {
 		ch.Workloads = nil

@@ -34,6 +34,7 @@ func words(c Change) string {
 	add("endpoints", c.Endpoints)
 	add("services", c.Services)
 	add("intentions", c.Intentions)
+	add("requests", c.Requests)
 	add("workloads", c.Workloads)
 	if c.Roots {
 		out = append(out, "roots")
@@ -41,7 +42,16 @@ func words(c Change) string {
 	if c.Source {
 		out = append(out, "source")
 	}
+	if len(out) == 0 && len(c.Entries) > 0 {
+		out = append(out, "entries")
+	}
 	return strings.Join(out, " ")
+}
+
+// meshEntry is a delivery of one config entry alone.
+func meshEntry(text string) discovery.Delta {
+	d := meshtest.MustRead("entries: [" + text + "]")
+	return discovery.Delta{Entries: d.Entries}
 }
 
 // TestApply: each kind of delivery names what it touches and nothing else.
@@ -72,6 +82,10 @@ func TestApply(t *testing.T) {
 		{"the default", discovery.Delta{DefaultIntention: discovery.Allow}, "all"},
 		{"an unknown default denies", discovery.Delta{DefaultIntention: "perhaps"}, "all"},
 		{"roots", discovery.Delta{Roots: &discovery.TrustRoots{RootsPEM: []string{"NEW"}}}, "roots"},
+		{"a mesh entry", meshEntry(`{kind: mesh, http: {incoming: {request_normalization: {merge_slashes: true}}}}`), "requests=[default]"},
+		{"another part of it", meshEntry(`{kind: mesh, http: {sanitize_x_forwarded_client_cert: true, incoming: {request_normalization: {merge_slashes: true}}}}`), "entries"},
+		{"the block alone", meshEntry(`{kind: mesh, http: {incoming: {request_normalization: {}}}}`), "requests=[default]"},
+		{"without the block", meshEntry(`{kind: mesh}`), "requests=[default]"},
 		{"the source", discovery.Delta{Status: &discovery.Status{Stale: true}}, "source"},
 		{"a service goes", discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{s.Local("orders"): nil}}, "endpoints=[orders@dc1] services=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
 		{"it is gone already", discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{s.Local("orders"): nil}}, ""},

@@ -74,6 +74,32 @@ func (s *Snapshot) ProxyDefaults(partition string) (*discovery.ProxyDefaults, *d
 	return d, e
 }
 
+// RequestNormalization returns what the partition's mesh entry says of requests,
+// or nils where it says nothing.
+func (s *Snapshot) RequestNormalization(partition string) (*discovery.RequestNormalization, *discovery.ConfigEntry) {
+	e, ok := s.entries.get(discovery.EntryKey{
+		Kind: KindMesh, Partition: partition, Namespace: discovery.DefaultNamespace, Name: "mesh",
+	})
+	if !ok {
+		return nil, nil
+	}
+	if n := requestNormalization(e); n != nil {
+		return n, e
+	}
+	return nil, nil
+}
+
+func requestNormalization(e *discovery.ConfigEntry) *discovery.RequestNormalization {
+	if e == nil {
+		return nil
+	}
+	d, _ := e.Body.(*discovery.Mesh)
+	if d == nil {
+		return nil
+	}
+	return d.RequestNormalization
+}
+
 func entryKey(kind string, name discovery.ServiceName) discovery.EntryKey {
 	return discovery.EntryKey{Kind: kind, Partition: name.Partition, Namespace: name.Namespace, Name: name.Name}
 }

@@ -14,6 +14,7 @@ const (
 	KindServiceDefaults   = "service-defaults"
 	KindProxyDefaults     = "proxy-defaults"
 	KindServiceIntentions = "service-intentions"
+	KindMesh              = "mesh"
 )
 
 // Snapshot is the mesh at one moment. Immutable; safe for concurrent use.

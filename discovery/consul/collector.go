@@ -192,7 +192,7 @@ func (c *collector) first(now time.Time) time.Duration {
 		return 100 * time.Millisecond
 	}
 	for _, kind := range modelled {
-		if c.kinds[kind] == nil {
+		if c.kinds[kind] == nil && (kind != relaxing || !late) {
 			return 100 * time.Millisecond
 		}
 	}

@@ -21,10 +21,10 @@
 //	key_prefix "parrel/" { policy = "write" } # which join tokens were used, see UsedTokens
 //
 // Without agent read the default intention policy stays unknown, which means
-// deny. Without mesh read such entries are missing from analyze. Without key
-// write no sidecar can join with a token. What a token may not read is named in
-// Status.Problems. A sidecar that registers itself as SERVICE needs, with the
-// agent on its host:
+// deny. Without mesh read the mesh entry is not seen, and requests are read
+// strictly. Without key write no sidecar can join with a token. What a token may
+// not read is named in Status.Problems. A sidecar that registers itself as
+// SERVICE needs, with the agent on its host:
 //
 //	service "SERVICE"               { policy = "write" }
 //	service "SERVICE-sidecar-proxy" { policy = "write" }

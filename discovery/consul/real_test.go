@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -220,6 +221,34 @@ func TestRealLeaderLoss(t *testing.T) {
 
 // rootToken may do everything on an agent with ACLs.
 const rootToken = "2b2f9a52-6c1e-4a0a-9d3e-7f2d5b9d8a11"
+
+// TestRealRequestNormalization: what Consul serves of a mesh entry says which
+// actions were written, and tells a block without values from none.
+func TestRealRequestNormalization(t *testing.T) {
+	agent := consultest.Dev(t, consultest.Options{})
+	v, stop := run(t, Config{Address: agent.HTTP})
+	defer stop()
+	key := discovery.EntryKey{Kind: "mesh", Partition: "default", Namespace: "default", Name: "mesh"}
+	for _, c := range []struct {
+		entry string
+		want  *discovery.RequestNormalization
+	}{
+		{`{"Kind":"mesh","HTTP":{"Incoming":{"RequestNormalization":{"InsecureDisablePathNormalization":true,"MergeSlashes":true,"PathWithEscapedSlashesAction":"UNESCAPE_AND_FORWARD","HeadersWithUnderscoresAction":"DROP_HEADER"}}}}`,
+			&discovery.RequestNormalization{InsecureDisablePathNormalization: true, MergeSlashes: true, PathWithEscapedSlashesAction: "UNESCAPE_AND_FORWARD", HeadersWithUnderscoresAction: "DROP_HEADER"}},
+		{`{"Kind":"mesh","HTTP":{"Incoming":{"RequestNormalization":{"MergeSlashes":false}}}}`, &discovery.RequestNormalization{}},
+		{`{"Kind":"mesh","HTTP":{"SanitizeXForwardedClientCert":true}}`, nil},
+	} {
+		agent.Entry(c.entry)
+		v.await(t, 10*time.Second, c.entry, func(v *view) bool {
+			e := v.entries[key]
+			if e == nil {
+				return false
+			}
+			m, ok := e.Body.(*discovery.Mesh)
+			return ok && reflect.DeepEqual(m.RequestNormalization, c.want)
+		})
+	}
+}
 
 // TestRealACL runs with the rules that the package documentation names.
 func TestRealACL(t *testing.T) {

@@ -35,7 +35,11 @@ func New(cfg Config) (*Source, error) {
 }
 
 // modelled are the kinds that the first delivery waits for.
-var modelled = []string{"service-defaults", "proxy-defaults", "service-intentions"}
+var modelled = []string{"service-defaults", "proxy-defaults", "service-intentions", relaxing}
+
+// relaxing is a kind that only relaxes what holds without it: a Consul that does
+// not answer for it is waited for no longer than FirstDelivery.
+const relaxing = "mesh"
 
 const (
 	listName  = "catalog/services"

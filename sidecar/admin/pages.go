@@ -270,6 +270,7 @@ func statLines(ws []Workload, g prometheus.Gatherer) ([]string, error) {
 			add("downstream_cx_active", c.Active)
 			add("downstream_cx_total", c.Accepted)
 			add("downstream_cx_accept_errors", c.AcceptErrors)
+			add("downstream_cx_overflow", c.Limited)
 			add("downstream_pre_cx_timeout", c.SniffFailures)
 			add("no_filter_chain_match", c.NoChain)
 			add("ssl.connection_error", c.TLSFailures)

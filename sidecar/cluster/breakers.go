@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +17,10 @@ type gauge struct {
 // take counts one in if there is room: never more than the limit are in at a
 // time, whatever the race.
 func (g *gauge) take() bool {
+	if g.limit.Load() < 0 {
+		g.n.Add(1)
+		return true
+	}
 	for {
 		n, limit := g.n.Load(), g.limit.Load()
 		if limit >= 0 && n >= limit {
@@ -66,45 +69,36 @@ func (b *breakers) wake() {
 	}
 }
 
-func (b *breakers) waitFreed() <-chan struct{} {
+// breakers are the limits of the pools (envoy.config.cluster.v3.CircuitBreakers):
+// a request that finds no room for a connection waits as a pending one.
+var _ pool.Limits = (*breakers)(nil)
+
+// Take implements [pool.Limits].
+func (b *breakers) Take() bool { return b.connections.take() }
+
+// Give implements [pool.Limits].
+func (b *breakers) Give() {
+	b.connections.give()
+	b.wake()
+}
+
+// Enter implements [pool.Limits].
+func (b *breakers) Enter() error {
+	if b.pending.take() {
+		return nil
+	}
+	return &pool.Error{Kind: pool.Overflow, Detail: "the limit of connections and pending requests is reached"}
+}
+
+// Leave implements [pool.Limits].
+func (b *breakers) Leave() { b.pending.give() }
+
+// Freed implements [pool.Limits].
+func (b *breakers) Freed() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.freed == nil {
 		b.freed = make(chan struct{})
 	}
 	return b.freed
-}
-
-func (b *breakers) release() {
-	b.connections.give()
-	b.wake()
-}
-
-// slot is pool.Hooks.Slot: it waits for room for a connection as a pending
-// request.
-func (b *breakers) slot(ctx context.Context) (func(), error) {
-	if b.connections.take() {
-		return b.release, nil
-	}
-	if !b.pending.take() {
-		return nil, overflow("connections and pending requests")
-	}
-	defer b.pending.give()
-	for {
-		freed := b.waitFreed()
-		if b.connections.take() {
-			return b.release, nil
-		}
-		select {
-		case <-freed:
-		case <-pool.Served(ctx):
-			return nil, pool.ErrServed()
-		case <-ctx.Done():
-			return nil, &pool.Error{Kind: pool.Cancelled, Err: context.Cause(ctx), Detail: "the caller gave up while waiting for a connection"}
-		}
-	}
-}
-
-func overflow(what string) *pool.Error {
-	return &pool.Error{Kind: pool.Overflow, Detail: "the limit of " + what + " is reached"}
 }

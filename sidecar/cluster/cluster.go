@@ -42,7 +42,6 @@ type Cluster struct {
 type state struct {
 	spec      Spec
 	endpoints []*endpoint
-	byHandle  map[*lb.Endpoint]*endpoint
 	picker    lb.Picker
 	states    []health.State
 	next      time.Time // when states change by themselves
@@ -52,12 +51,12 @@ type state struct {
 // endpoint is one address of the cluster; it lives as long as the address is
 // in the set.
 type endpoint struct {
-	lb       lb.Endpoint
+	lb       lb.Endpoint // its Owner is the endpoint
 	instance atomic.Pointer[string]
 	// pool is replaced when what its connections were made for changes.
 	pool atomic.Pointer[pool.Pool]
 
-	requests, failures atomic.Uint64
+	failures atomic.Uint64
 	// Guarded by Cluster.mu.
 	dial string // network and address, and the transport's configuration
 }
@@ -120,7 +119,7 @@ func (c *Cluster) rebuild(spec Spec) (retired []*pool.Pool) {
 			ep := c.pools[address]
 			if ep == nil {
 				ep = &endpoint{}
-				ep.lb.Address = address
+				ep.lb.Address, ep.lb.Owner = address, ep
 				c.pools[address] = ep
 			}
 			instance := e.Metadata[resource.MetaWorkload]
@@ -155,7 +154,6 @@ func (c *Cluster) rebuild(spec Spec) (retired []*pool.Pool) {
 func (c *Cluster) pickers(next, old *state) {
 	next.states, next.next = c.tracker.States(c.m.d.Now())
 	entries := make([]lb.Entry, 0, len(next.endpoints))
-	next.byHandle = make(map[*lb.Endpoint]*endpoint, len(next.endpoints))
 	i := 0
 	seen := make(map[string]bool, len(next.endpoints))
 	for _, l := range localities(c.endpointsOf(next.spec)) {
@@ -169,7 +167,6 @@ func (c *Cluster) pickers(next, old *state) {
 			entries = append(entries, lb.Entry{
 				Endpoint: &ep.lb, Weight: l.Endpoints[j].Weight, Priority: l.Priority, Usable: next.states[i].Usable,
 			})
-			next.byHandle[&ep.lb] = ep
 			i++
 		}
 	}
@@ -205,7 +202,10 @@ func (c *Cluster) endpointsOf(spec Spec) *resource.Endpoints {
 func (c *Cluster) transportKey(spec Spec) string {
 	cl := spec.Cluster
 	key := fmt.Sprintf("/%d/%v/%v", cl.Protocol, cl.IdleTimeout, cl.ConnectTimeout)
-	if cl.TLS != nil {
+	switch {
+	case spec.TLS != nil:
+		key += fmt.Sprintf("/%p", spec.TLS)
+	case cl.TLS != nil:
 		key += fmt.Sprintf("/%+v/%s", *cl.TLS, c.m.identityKey(spec.Trust))
 	}
 	return key
@@ -215,8 +215,8 @@ func (c *Cluster) newPool(ep *endpoint, cl *resource.Cluster, network, address s
 	return pool.New(pool.Config{
 		Network: network, Address: address, Protocol: cl.Protocol, TLS: conf,
 		ConnectTimeout: cl.ConnectTimeout, IdleTimeout: cl.IdleTimeout, Keepalive: cl.Keepalive,
-	}, c.m.d.Net, pool.Hooks{
-		Slot:      c.breakers.slot,
+	}, pool.Deps{
+		Net: c.m.d.Net, Wheel: c.m.d.Wheel, Limits: &c.breakers,
 		Connected: func(err error) { c.connected(address, err) },
 	})
 }
@@ -238,7 +238,7 @@ func (c *Cluster) connected(address string, err error) {
 
 // pick chooses an endpoint that is not among avoid where there is one. Nil:
 // none is usable.
-func (c *Cluster) pick(o Options, avoid []*lb.Endpoint) *endpoint {
+func (c *Cluster) pick(o *Options, avoid []*lb.Endpoint) *endpoint {
 	s := c.state.Load()
 	if !s.next.IsZero() && !c.m.d.Now().Before(s.next) {
 		c.refresh()
@@ -251,7 +251,7 @@ func (c *Cluster) pick(o Options, avoid []*lb.Endpoint) *endpoint {
 	if h == nil {
 		return nil
 	}
-	return s.byHandle[h]
+	return h.Owner.(*endpoint)
 }
 
 // unusable says why pick found nothing.

@@ -36,7 +36,10 @@ import (
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	stream.Poison = true
+	goleak.VerifyTestMain(m)
+}
 
 // bench is a caller with a manager, and hosts to call.
 type bench struct {
@@ -156,12 +159,10 @@ func (b *bench) call(method string, reqBody stream.Body, o Options) (int, string
 	if err != nil {
 		return 0, "", a, err
 	}
-	var out []byte
-	if resp.Body != nil {
-		out, err = io.ReadAll(resp.Body)
-		resp.Body.Close()
-	}
-	return resp.Head.Status, string(out), a, err
+	out, err := io.ReadAll(resp.Body)
+	status, at := resp.Head.Status, *a // theirs no longer when the body is closed
+	resp.End()
+	return status, string(out), &at, err
 }
 
 func codeOf(err error) telemetry.Code {
@@ -203,6 +204,13 @@ func TestRequestArrivesAsSent(t *testing.T) {
 				t.Errorf("%d %q %v", resp.Head.Status, data, err)
 			}
 			tr := resp.Body.Trailers()
+			at := *a
+			defer func() {
+				resp.End()
+				if s := b.web().Status(); s.Requests != 0 || s.Endpoints[0].Active != 0 {
+					t.Errorf("still counted: %+v", s)
+				}
+			}()
 			if tr.Get("x-sum") != "7" || tr.Get("grpc-status") != "0" {
 				t.Errorf("trailers %v", tr)
 			}
@@ -226,11 +234,8 @@ func TestRequestArrivesAsSent(t *testing.T) {
 			if want := map[resource.Protocol]int{resource.ProtocolHTTP1: 1, resource.ProtocolHTTP2: 2}[proto]; got.ProtoMajor != want {
 				t.Errorf("spoken: %s", got.Proto)
 			}
-			if a.Host != "10.0.1.1:80" || a.Instance != "web-1" || a.Tries != 1 {
-				t.Errorf("%+v", a)
-			}
-			if s := b.web().Status(); s.Requests != 0 || s.Endpoints[0].Active != 0 {
-				t.Errorf("still counted: %+v", s)
+			if at.Host != "10.0.1.1:80" || at.Instance != "web-1" || at.Tries != 1 {
+				t.Errorf("%+v", at)
 			}
 		})
 	}
@@ -527,6 +532,7 @@ func TestRemovalDrains(t *testing.T) {
 			if data, err := io.ReadAll(resp.Body); string(data) != "done" || err != nil {
 				t.Errorf("the open stream was cut: %q %v", data, err)
 			}
+			resp.End()
 			synctest.Wait()
 			if n := b.caller.Open(); n != 0 {
 				t.Errorf("%d connections open after the last stream", n)
@@ -698,7 +704,7 @@ func TestEarlyResponseDuringUpload(t *testing.T) {
 			if err != nil || resp.Head.Status != 413 {
 				t.Errorf("%v: %+v %v", proto, resp, err)
 			}
-			discard(resp)
+			resp.End()
 			pr.Close()
 		})
 	}
@@ -870,7 +876,7 @@ func TestMutualTLS(t *testing.T) {
 				if resp.Head.Protocol != c.proto || a.Peer != webID || !a.TLS {
 					t.Errorf("%v %+v", resp.Head.Protocol, a)
 				}
-				discard(resp)
+				resp.End()
 			})
 		})
 	}

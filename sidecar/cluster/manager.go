@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -22,6 +24,7 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/health"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/pool"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -39,6 +42,7 @@ type Deps struct {
 	Rand     func() uint64    // safe for concurrent use; nil: math/rand/v2
 	Now      func() time.Time // nil: time.Now
 	Resolver Resolver         // nil: the system's
+	Wheel    *wheel.Wheel     // of time-outs and idle connections; nil: one of its own
 }
 
 // Spec is one cluster as a snapshot wants it. Read-only.
@@ -46,6 +50,9 @@ type Spec struct {
 	Cluster   *resource.Cluster
 	Endpoints *resource.Endpoints // of EDS clusters; nil while unknown
 	Trust     *x509bundle.Set     // nil: the identity's own bundles
+	// TLS replaces that with the identity where the cluster has TLS: certificates
+	// of the configuration. It stays the same while the cluster does.
+	TLS *tls.Config
 }
 
 // Manager holds the clusters of one workload. Safe for concurrent use.
@@ -60,6 +67,9 @@ type Manager struct {
 	clusters map[string]*Cluster
 	draining map[*Cluster]struct{} // removed, with connections left
 	closed   bool
+
+	// index is a copy of clusters that requests read: they never wait for an Update.
+	index atomic.Pointer[map[string]*Cluster]
 }
 
 // NewManager makes a manager without clusters. Its background work starts with
@@ -77,11 +87,15 @@ func NewManager(d Deps) *Manager {
 	if d.Resolver == nil {
 		d.Resolver = net.DefaultResolver
 	}
+	if d.Wheel == nil {
+		d.Wheel = wheel.New()
+	}
 	if d.Identity == nil {
 		d.Identity = mtls.NewCell(nil)
 	}
 	m := &Manager{d: d, clusters: map[string]*Cluster{}, draining: map[*Cluster]struct{}{}}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.index.Store(&map[string]*Cluster{})
 	return m
 }
 
@@ -94,7 +108,7 @@ func (m *Manager) Update(specs []Spec) {
 	if m.closed {
 		return
 	}
-	wanted := make(map[string]bool, len(specs))
+	wanted, changed := make(map[string]bool, len(specs)), false
 	for _, s := range specs {
 		name := s.Cluster.Name
 		wanted[name] = true
@@ -104,7 +118,7 @@ func (m *Manager) Update(specs []Spec) {
 				pools: map[string]*endpoint{}, retiring: map[*pool.Pool]struct{}{}}
 			c.apply(s)
 			c.resolve(s.Cluster)
-			m.clusters[name] = c
+			m.clusters[name], changed = c, true
 			continue
 		}
 		old := c.state.Load().spec
@@ -121,7 +135,12 @@ func (m *Manager) Update(specs []Spec) {
 			c.remove()
 			delete(m.clusters, name)
 			m.draining[c] = struct{}{}
+			changed = true
 		}
+	}
+	if changed {
+		index := maps.Clone(m.clusters)
+		m.index.Store(&index)
 	}
 	m.sweep()
 }
@@ -153,9 +172,7 @@ func (m *Manager) sweep() {
 
 // Get finds a cluster. The handle may be kept beyond the snapshot.
 func (m *Manager) Get(name string) (*Cluster, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	c, ok := m.clusters[name]
+	c, ok := (*m.index.Load())[name]
 	return c, ok
 }
 
@@ -238,6 +255,9 @@ func (c *Cluster) tlsConfig(spec Spec) *tls.Config {
 	t := spec.Cluster.TLS
 	if t == nil {
 		return nil
+	}
+	if spec.TLS != nil {
+		return spec.TLS
 	}
 	identity := c.m.d.Identity
 	return mtls.ClientConfig(mtls.ClientParams{
@@ -373,7 +393,7 @@ func (c *Cluster) Status() Status {
 		h := why[ep.lb.Address]
 		st.Endpoints = append(st.Endpoints, EndpointStatus{
 			Address: ep.lb.Address, Instance: *ep.instance.Load(), Usable: h.Usable, Why: h.Why,
-			Active: ep.lb.Active(), Requests: ep.requests.Load(), Failures: ep.failures.Load(),
+			Active: ep.lb.Active(), Requests: ep.lb.Total(), Failures: ep.failures.Load(),
 			Connections: ep.pool.Load().Conns(),
 		})
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/parrel-mesh/parrel/sidecar/pool"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
 // Retries.
@@ -45,43 +46,41 @@ const (
 	budgetWait     = time.Second
 )
 
-// policy is a resource.Retry ready to be asked.
+// policy is what is in force for one request. The words of a configured
+// resource.Retry are few and are looked at where they are.
 type policy struct {
-	on       map[string]bool // nil: the default
-	codes    []uint32
-	retries  uint32
-	base     time.Duration
-	ceiling  time.Duration
-	perTry   time.Duration
-	standard bool
+	r       *resource.Retry // nil: the default
+	retries uint32
+	perTry  time.Duration
 }
 
-func policyOf(o Options) policy {
-	p := policy{retries: defaultRetries, base: backoffBase, perTry: o.PerTryTimeout, standard: true}
+func policyOf(o *Options) policy {
+	p := policy{r: o.Retry, retries: defaultRetries, perTry: o.PerTryTimeout}
 	if r := o.Retry; r != nil {
-		p.standard = false
-		p.on = make(map[string]bool, len(r.On))
-		for _, w := range r.On {
-			p.on[w] = true
-		}
-		p.codes, p.retries = r.StatusCodes, r.NumRetries
-		if r.BackoffBase > 0 {
-			p.base = r.BackoffBase
-		}
-		p.ceiling = r.BackoffMax
+		p.retries = min(r.NumRetries, maxAttempts)
 		if p.perTry == 0 {
 			p.perTry = r.PerTryTimeout
 		}
 	}
-	if p.ceiling <= 0 {
-		p.ceiling = 10 * p.base
-	}
-	p.retries = min(p.retries, maxAttempts)
 	return p
 }
 
-// idempotent methods, RFC 9110, 9.2.2.
-var idempotent = []string{"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
+func (p *policy) standard() bool { return p.r == nil }
+
+// backoff is the longest pause before retry n (from 1).
+func (p *policy) backoff(n int) time.Duration {
+	base, ceiling := time.Duration(backoffBase), time.Duration(0)
+	if p.r != nil {
+		if p.r.BackoffBase > 0 {
+			base = p.r.BackoffBase
+		}
+		ceiling = p.r.BackoffMax
+	}
+	if ceiling <= 0 {
+		ceiling = 10 * base
+	}
+	return min(base<<min(n-1, 10), ceiling)
+}
 
 // afterError says whether a failed attempt may be followed by another.
 // unprocessed: the endpoint cannot have seen the request.
@@ -92,52 +91,83 @@ func (p *policy) afterError(method string, e *pool.Error) (again, unprocessed bo
 	case pool.Overflow, pool.Cancelled, pool.NoIdentity, pool.Protocol:
 		return false, false
 	case pool.Connect, pool.ConnectTimeout, pool.TLS:
-		return p.standard || p.any("connect-failure", "5xx", "gateway-error", "reset", "reset-before-request"), true
+		return p.standard() || p.any("connect-failure", "5xx", "gateway-error", "reset", "reset-before-request"), true
 	case pool.Refused, pool.Leaving:
-		return p.standard || p.any("refused-stream", "5xx", "gateway-error", "reset"), true
+		return p.standard() || p.any("refused-stream", "5xx", "gateway-error", "reset"), true
 	}
 	if !e.Sent {
-		return p.standard || p.any("connect-failure", "reset", "reset-before-request", "5xx", "gateway-error"), true
+		return p.standard() || p.any("connect-failure", "reset", "reset-before-request", "5xx", "gateway-error"), true
 	}
-	if p.standard {
-		return slices.Contains(idempotent, method), false
+	if p.standard() {
+		return stream.Idempotent(method), false
 	}
 	return p.any("reset", "5xx", "gateway-error"), false
 }
 
 func (p *policy) any(words ...string) bool {
+	if p.r == nil {
+		return false
+	}
 	for _, w := range words {
-		if p.on[w] {
+		if slices.Contains(p.r.On, w) {
 			return true
 		}
 	}
 	return false
 }
 
-// grpcWords are the statuses that retry_on names, by their number.
-var grpcWords = map[string]string{
-	"1": "cancelled", "4": "deadline-exceeded", "8": "resource-exhausted", "13": "internal", "14": "unavailable",
-}
-
 // afterResponse says whether a response should be tried for again.
 func (p *policy) afterResponse(h *stream.ResponseHead) bool {
-	if p.standard {
+	if p.r == nil {
 		return false
 	}
-	switch {
-	case p.on["5xx"] && h.Status >= 500 && h.Status < 600:
-		return true
-	case p.on["gateway-error"] && h.Status >= 502 && h.Status <= 504:
-		return true
-	case p.on["retriable-4xx"] && h.Status == 409:
-		return true
-	case p.on["retriable-status-codes"] && slices.Contains(p.codes, uint32(h.Status)):
-		return true
-	}
-	if s, ok := h.Header.Lookup("grpc-status"); ok { // a response of trailers only
-		return p.on[grpcWords[s]]
+	var grpc string // of a response of trailers only
+	looked := false
+	for _, w := range p.r.On {
+		switch w {
+		case "5xx":
+			if h.Status >= 500 && h.Status < 600 {
+				return true
+			}
+		case "gateway-error":
+			if h.Status >= 502 && h.Status <= 504 {
+				return true
+			}
+		case "retriable-4xx":
+			if h.Status == 409 {
+				return true
+			}
+		case "retriable-status-codes":
+			if slices.Contains(p.r.StatusCodes, uint32(h.Status)) {
+				return true
+			}
+		case "cancelled", "deadline-exceeded", "resource-exhausted", "internal", "unavailable":
+			if !looked {
+				grpc, looked = h.Header.Get("grpc-status"), true
+			}
+			if grpc != "" && grpcWord(grpc) == w {
+				return true
+			}
+		}
 	}
 	return false
+}
+
+// grpcWord is the word of retry_on for a gRPC status number.
+func grpcWord(status string) string {
+	switch status {
+	case "1":
+		return "cancelled"
+	case "4":
+		return "deadline-exceeded"
+	case "8":
+		return "resource-exhausted"
+	case "13":
+		return "internal"
+	case "14":
+		return "unavailable"
+	}
+	return ""
 }
 
 // afterTimeout says whether an attempt that ran out of its own time is
@@ -183,8 +213,7 @@ func (c *Cluster) roomForRetry(ctx context.Context) bool {
 
 // pause waits before retry n (from 1). It returns false where ctx ended.
 func (c *Cluster) pause(ctx context.Context, p *policy, n int, atLeast time.Duration) bool {
-	d := min(p.base<<min(n-1, 10), p.ceiling)
-	d = time.Duration(float64(d) * (float64(c.m.d.Rand()>>11) / (1 << 53)))
+	d := time.Duration(float64(p.backoff(n)) * (float64(c.m.d.Rand()>>11) / (1 << 53)))
 	t := time.NewTimer(max(d, atLeast))
 	defer t.Stop()
 	select {

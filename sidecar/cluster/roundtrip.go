@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -14,106 +15,208 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 )
 
-var errPerTry = errors.New("cluster: the attempt ran out of its time")
-
 // RoundTrip sends one request with retries as the policy allows and returns
 // when the head of the response that counts is there. The error is an [*Error].
 // ctx bounds everything, the response's body included. The request's body is
 // closed when it is over, if the request got that far; its caller closes it
 // too.
+//
+// The response's Body is not nil unless it has a Tunnel, and its caller closes
+// it exactly once. Until then the response and the Attempt are valid; beside an
+// error the Attempt stays valid.
 func (c *Cluster) RoundTrip(ctx context.Context, req *stream.Request, o Options) (*stream.Response, *Attempt, error) {
-	a := &Attempt{}
+	t := trips.Get().(*trip)
+	t.c, t.req, t.o, t.p = c, req, o, policyOf(&o)
+	if req.Body != nil {
+		t.replay.begin(req.Body)
+	}
 	if !c.breakers.requests.take() {
-		return nil, a, c.fail(telemetry.UpstreamOverflow, "the limit of requests is reached", nil)
+		return nil, &t.a, c.fail(telemetry.UpstreamOverflow, "the limit of requests is reached", nil)
 	}
-	over := sync.OnceFunc(c.breakers.requests.give)
-	t := &trip{c: c, req: req, o: o, p: policyOf(o), a: a, body: newReplay(req.Body)}
 	resp, err := t.run(ctx)
-	t.body.final()
+	t.replay.final()
 	if err != nil {
-		over()
-		return nil, a, err
+		c.breakers.requests.give()
+		return nil, &t.a, err // t is the caller's, by its Attempt
 	}
-	switch {
-	case resp.Tunnel != nil:
-		resp.Tunnel.(*watchedTunnel).over = over
-	case resp.Body != nil:
-		resp.Body.(*watchedBody).over = over
-	default:
-		over()
+	if resp.Tunnel != nil {
+		resp.Tunnel = &watchedTunnel{Tunnel: resp.Tunnel, t: t}
+		return resp, &t.a, nil
 	}
-	return resp, a, nil
+	t.body = resp.Body
+	t.chunks, _ = resp.Body.(stream.Chunks)
+	resp.Body = t
+	return resp, &t.a, nil
 }
 
-// trip is one request's way through its attempts. It belongs to one goroutine.
+// trips are those that nobody holds a part of.
+var trips = sync.Pool{New: func() any { return new(trip) }}
+
+// trip is one request's way through its attempts, and then the body of its
+// response. It belongs to one goroutine at a time.
 type trip struct {
 	c     *Cluster
 	req   *stream.Request
 	o     Options
 	p     policy
-	a     *Attempt
-	body  *replay
+	a     Attempt
+	ep    *endpoint // counts the attempt whose response is being read
 	tried []*lb.Endpoint
+	try   *try // bounds the attempt; nil: nothing does
+
+	replay replay
+	sub    stream.Request // req with the replay in the place of its body
+
+	body   stream.Body   // of the response; nil: empty
+	chunks stream.Chunks // body, where it lends
+}
+
+var _ stream.Chunks = (*trip)(nil)
+
+// Next implements [stream.Chunks].
+func (t *trip) Next() ([]byte, error) {
+	if t.chunks == nil {
+		return t.nextRead()
+	}
+	return t.chunks.Next()
+}
+
+// nextRead lends what a body that only reads gives.
+func (t *trip) nextRead() ([]byte, error) {
+	if t.body == nil {
+		return nil, io.EOF
+	}
+	p := make([]byte, netio.BufSize)
+	n, err := t.body.Read(p)
+	return p[:n], err
+}
+
+// Ready implements [stream.Chunks].
+func (t *trip) Ready() bool {
+	if t.chunks == nil {
+		return t.body == nil
+	}
+	return t.chunks.Ready()
+}
+
+// Read implements [stream.Body].
+func (t *trip) Read(p []byte) (int, error) {
+	if t.body == nil {
+		return 0, io.EOF
+	}
+	return t.body.Read(p)
+}
+
+// Trailers implements [stream.Body].
+func (t *trip) Trailers() stream.Header {
+	if t.body == nil {
+		return nil
+	}
+	return t.body.Trailers()
+}
+
+// Close implements [stream.Body]: the request is over, and t may serve another.
+func (t *trip) Close() error {
+	var err error
+	if t.body != nil {
+		err = t.body.Close()
+	}
+	t.over()
+	if t.replay.release() && !stream.Poison {
+		*t = trip{}
+		trips.Put(t)
+	}
+	return err
+}
+
+// over counts the request out.
+func (t *trip) over() {
+	if t.ep == nil {
+		if stream.Poison {
+			panic("cluster: a response was closed twice")
+		}
+		return
+	}
+	t.settle()
+	t.c.breakers.requests.give()
+}
+
+// settle ends the attempt.
+func (t *trip) settle() {
+	t.ep.lb.End()
+	t.ep = nil
+	if t.try != nil {
+		t.try.end()
+		t.try = nil
+	}
+}
+
+// drop ends an attempt whose response does not count.
+func (t *trip) drop(resp *stream.Response) {
+	if resp != nil {
+		resp.End()
+		t.settle()
+	}
 }
 
 func (t *trip) run(ctx context.Context) (*stream.Response, error) {
+	ep := t.c.pick(&t.o, nil)
+	if ep == nil {
+		return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
+	}
+	resp, err := t.attempt(ctx, ep)
+	if err == nil && (resp.Tunnel != nil || !t.p.afterResponse(&resp.Head)) {
+		return resp, nil
+	}
+	return t.further(ctx, ep, resp, err)
+}
+
+// further goes on after an attempt that does not count as it is.
+func (t *trip) further(ctx context.Context, ep *endpoint, resp *stream.Response, err error) (*stream.Response, error) {
 	gone, left := 0, false
 	budgeted := false // the attempt to come takes room in the retry budget
 	for retry := 0; ; {
-		ep := t.c.pick(t.o, t.tried)
-		if ep == nil {
-			return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
-		}
-		if budgeted && !t.c.roomForRetry(ctx) {
-			return nil, t.c.fail(telemetry.UpstreamOverflow, "the retry budget is used up", nil)
-		}
-		resp, err := t.attempt(ctx, ep)
-		if budgeted {
-			t.c.breakers.retries.give()
-		}
 		if err != nil && ctx.Err() != nil {
 			return nil, t.c.failure(ctx, ep, err)
 		}
 		again, unprocessed, wait := t.verdict(resp, err)
 		var pe *pool.Error
-		if errors.As(err, &pe) && pe.Kind == pool.Gone && gone < maxAttempts { // replaced under our hands: no attempt was made
+		exhausted := retry >= int(t.p.retries)
+		switch {
+		case errors.As(err, &pe) && pe.Kind == pool.Gone && gone < maxAttempts: // replaced under our hands: no attempt was made
 			gone++
 			t.a.Tries--
-			continue
-		}
-		if pe != nil && pe.Kind == pool.Leaving && !left && t.body.again() {
+		case pe != nil && pe.Kind == pool.Leaving && !left && t.replay.again():
 			left = true
-			continue
-		}
-		exhausted := retry >= int(t.p.retries)
-		if !again || exhausted || !t.body.again() {
+		case !again || exhausted || !t.replay.again():
 			if err == nil {
 				return resp, nil
 			}
 			e := t.c.failure(ctx, ep, err)
-			if again && exhausted && retry > 0 && !t.p.standard {
+			if again && exhausted && retry > 0 && !t.p.standard() {
 				e = t.c.fail(telemetry.RetryLimit, fmt.Sprintf("%d attempts failed, the last: %s", t.a.Tries, e.Detail), e)
 			}
 			return nil, e
+		default:
+			retry++
+			budgeted = !unprocessed || t.c.breakers.retries.limit.Load() >= 0
+			t.tried = append(t.tried, &ep.lb)
+			paused := unprocessed && retry == 1 || t.c.pause(ctx, &t.p, retry, wait)
+			t.drop(resp)
+			if !paused {
+				return nil, t.c.failure(ctx, ep, context.Cause(ctx))
+			}
 		}
-		retry++
-		budgeted = !unprocessed || t.c.breakers.retries.limit.Load() >= 0
-		t.tried = append(t.tried, &ep.lb)
-		if (!unprocessed || retry > 1) && !t.c.pause(ctx, &t.p, retry, wait) {
-			discard(resp)
-			return nil, t.c.failure(ctx, ep, context.Cause(ctx))
+		if ep = t.c.pick(&t.o, t.tried); ep == nil {
+			return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
 		}
-		discard(resp)
-	}
-}
-
-func discard(r *stream.Response) {
-	switch {
-	case r == nil:
-	case r.Tunnel != nil:
-		r.Tunnel.Close()
-	case r.Body != nil:
-		r.Body.Close()
+		if budgeted && !t.c.roomForRetry(ctx) {
+			return nil, t.c.fail(telemetry.UpstreamOverflow, "the retry budget is used up", nil)
+		}
+		resp, err = t.attempt(ctx, ep)
+		if budgeted {
+			t.c.breakers.retries.give()
+		}
 	}
 }
 
@@ -122,7 +225,9 @@ func (t *trip) verdict(resp *stream.Response, err error) (again, unprocessed boo
 	var pe *pool.Error
 	switch {
 	case err == nil:
-		return resp.Tunnel == nil && t.p.afterResponse(&resp.Head), false, retryAfter(&resp.Head)
+		if resp.Tunnel == nil && t.p.afterResponse(&resp.Head) {
+			return true, false, retryAfter(&resp.Head)
+		}
 	case errors.Is(err, errPerTry):
 		return t.p.afterTimeout(), false, 0
 	case errors.As(err, &pe):
@@ -131,93 +236,50 @@ func (t *trip) verdict(resp *stream.Response, err error) (again, unprocessed boo
 	return again, unprocessed, 0
 }
 
-// attempt sends the request to one endpoint.
+// attempt sends the request to one endpoint. With a response, t.ep is set and
+// settle is due.
 func (t *trip) attempt(ctx context.Context, ep *endpoint) (*stream.Response, error) {
 	t.a.Tries++
 	t.a.Host, t.a.Instance, t.a.Peer = ep.lb.Address, *ep.instance.Load(), ""
-	ep.requests.Add(1)
 	ep.lb.Begin()
-	done := sync.OnceFunc(ep.lb.End)
-	actx, cancel := ctx, func(error) {}
-	var timer *time.Timer
-	if t.p.perTry > 0 { // only then: see pool.RoundTrip
-		actx, cancel = context.WithCancelCause(ctx)
-		timer = time.AfterFunc(t.p.perTry, func() { cancel(errPerTry) })
+	t.ep = ep
+	req, actx := t.req, ctx
+	if b := t.replay.view(); b != nil {
+		t.sub = *t.req
+		t.sub.Body = b
+		req = &t.sub
 	}
-	req := *t.req
-	if b := t.body.view(); b != nil {
-		req.Body = b
+	if t.p.perTry > 0 {
+		t.try = newTry(ctx, t.c.m.d.Wheel, t.o.Now, t.p.perTry)
+		t.o.Now = time.Time{} // it is the first attempt's
+		actx = t.try.scope
 	}
-	resp, x, err := ep.pool.Load().RoundTrip(actx, &req)
-	if timer != nil && !timer.Stop() && ctx.Err() == nil && errors.Is(context.Cause(actx), errPerTry) {
-		discard(resp)
+	resp, x, err := ep.pool.Load().RoundTrip(actx, req)
+	if t.try != nil && !t.try.answered() && ctx.Err() == nil {
+		resp.End()
 		resp, err = nil, fmt.Errorf("%w: no response within %s", errPerTry, t.p.perTry)
 	}
 	t.a.TLS, t.a.Peer = x.TLS, x.Peer
+	if t.try != nil && (err != nil || resp.Tunnel != nil) {
+		t.try.once = true
+	}
 	if err != nil {
 		ep.failures.Add(1)
-		cancel(nil)
-		done()
+		t.settle()
 		return nil, err
 	}
-	watch(resp, done, func() { cancel(nil) })
 	return resp, nil
-}
-
-// watch makes the endpoint's counters go down when the response ends; cancel
-// is called when it is closed.
-func watch(resp *stream.Response, done, cancel func()) {
-	switch {
-	case resp.Tunnel != nil:
-		resp.Tunnel = &watchedTunnel{Tunnel: resp.Tunnel, done: done, cancel: cancel}
-	case resp.Body != nil:
-		resp.Body = &watchedBody{Body: resp.Body, done: done, cancel: cancel}
-	default:
-		done()
-		cancel()
-	}
-}
-
-// watchedBody ends an attempt, and with over the request, when it ends.
-type watchedBody struct {
-	stream.Body
-	done, over, cancel func() // over is nil until the response was accepted
-}
-
-func (b *watchedBody) Read(p []byte) (int, error) {
-	n, err := b.Body.Read(p)
-	if err != nil {
-		b.end()
-	}
-	return n, err
-}
-
-func (b *watchedBody) Close() error {
-	err := b.Body.Close()
-	b.end()
-	b.cancel()
-	return err
-}
-
-func (b *watchedBody) end() {
-	b.done()
-	if b.over != nil {
-		b.over()
-	}
 }
 
 type watchedTunnel struct {
 	stream.Tunnel
-	done, over, cancel func()
+	t    *trip
+	once sync.Once
 }
 
-func (t *watchedTunnel) Close() error {
-	err := t.Tunnel.Close()
-	t.done()
-	t.cancel()
-	if t.over != nil {
-		t.over()
-	}
+func (w *watchedTunnel) Close() error {
+	err := w.Tunnel.Close()
+	w.once.Do(w.t.over)
 	return err
 }
 
@@ -229,17 +291,16 @@ func (c *Cluster) Connect(ctx context.Context, o Options) (netio.Conn, *Attempt,
 	var last *Error
 	limit, gone := c.connectAttempts(), 0
 	for len(tried) < limit {
-		ep := c.pick(o, tried)
+		ep := c.pick(&o, tried)
 		if ep == nil {
 			break
 		}
 		a.Tries++
 		a.Host, a.Instance = ep.lb.Address, *ep.instance.Load()
-		ep.requests.Add(1)
 		ep.lb.Begin()
 		conn, peer, err := ep.pool.Load().Connect(ctx)
 		if err == nil {
-			a.Peer, a.TLS = peer, peer != ""
+			a.Peer, a.TLS = peer, c.Resource().TLS != nil
 			return &countedConn{Conn: conn, end: sync.OnceFunc(ep.lb.End)}, a, nil
 		}
 		ep.lb.End()

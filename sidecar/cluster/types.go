@@ -13,6 +13,7 @@ type Options struct {
 	HasHash       bool
 	Retry         *resource.Retry // nil: the safe default
 	PerTryTimeout time.Duration   // 0: none
+	Now           time.Time       // where the caller has just read the clock, from which the first attempt's time counts; zero: read it
 }
 
 // Attempt says where a request or connection went. Never nil, also beside an error.

@@ -80,8 +80,11 @@ func (b *build) chain(l *resource.Listener, fc *resource.FilterChain, inline map
 			inline[key] = compiledRoutes{rc, r}
 		}
 	}
+	if err := b.filters(fc, id, &e); err != nil {
+		return nil, e, err
+	}
 	if old := b.old.engines[id]; old.handler != nil && old.made == e.made {
-		e.handler, e.routes = old.handler, old.routes
+		e.handler, e.look = old.handler, old.look
 	} else {
 		if err := b.engine(l, fc, id, &e); err != nil {
 			return nil, e, err
@@ -98,22 +101,34 @@ func routesOf(fc *resource.FilterChain) *resource.RouteConfig {
 	return fc.HTTP.Route
 }
 
+// filters builds the chain's HTTP filters, or takes them over where nothing about
+// them changed, with whatever state they keep.
+func (b *build) filters(fc *resource.FilterChain, id engineID, e *engine) error {
+	if fc.HTTP == nil {
+		return nil
+	}
+	part := &resource.Listener{Chains: []resource.FilterChain{{HTTP: &resource.HTTPManager{Filters: fc.HTTP.Filters}}}}
+	e.filtersMade = fmt.Sprintf("%016x", resource.Hash(part))
+	if old := b.old.engines[id]; old.filters != nil && old.filtersMade == e.filtersMade {
+		e.filters = old.filters
+		return nil
+	}
+	var err error
+	e.filters, err = b.deps.Filters(fc.HTTP)
+	return err
+}
+
 // engine makes the chain's engine and puts it into e.
 func (b *build) engine(l *resource.Listener, fc *resource.FilterChain, id engineID, e *engine) (err error) {
 	switch {
 	case fc.HTTP != nil:
-		r := &lastRoutes{key: fc.HTTP.RouteName}
+		look := &lookup{id: id, key: fc.HTTP.RouteName, current: b.deps.Current}
 		if fc.HTTP.Route != nil {
-			r.key = inlineRoutes(id)
+			look.key = inlineRoutes(id)
 		}
-		current := b.deps.Current
-		e.routes = r
-		e.handler, err = b.deps.HTTP(HTTP{Listener: l, Chain: fc, Manager: fc.HTTP, Routes: func() *decide.Routes {
-			if now := current().Routes(r.key); now != nil {
-				return now
-			}
-			return r.last.Load()
-		}})
+		look.lastFilters.Store(e.filters) // until the snapshot is in force
+		e.look = look
+		e.handler, err = b.deps.HTTP(HTTP{Listener: l, Chain: fc, Manager: fc.HTTP, Routes: look.routes, Filters: look.filters})
 		return err
 	case fc.TCP != nil:
 		e.handler, err = b.deps.TCP(TCP{Listener: l, Chain: fc, Proxy: fc.TCP})
@@ -123,20 +138,22 @@ func (b *build) engine(l *resource.Listener, fc *resource.FilterChain, id engine
 }
 
 // madeOf digests what an engine is made of: the terminal filter without inline
-// routes, which it looks up, and what the listener says of both ends.
+// routes and HTTP filters, which it looks up, and what the listener says of both
+// ends.
 func madeOf(l *resource.Listener, fc *resource.FilterChain) string {
 	part := &resource.Listener{Name: l.Name, Direction: l.Direction, Metadata: l.Metadata,
 		Chains: []resource.FilterChain{{Name: fc.Name, TCP: fc.TCP}}}
 	if fc.HTTP != nil {
 		m := *fc.HTTP
-		m.Route = nil
+		m.Route, m.Filters = nil, nil
 		part.Chains[0].HTTP = &m
 	}
 	return fmt.Sprintf("%016x", resource.Hash(part))
 }
 
 // livesBy digests what an open connection depends on: how it was secured and,
-// for HTTP, its engine. Opaque bytes have no boundary at which to end, so a
+// for HTTP, its engine. Filters are not in it: each request is asked of those in
+// force, and what depends on the connection alone is in Chain.Reauthorise. Opaque bytes have no boundary at which to end, so a
 // change of where new ones go leaves the open ones alone.
 func livesBy(fc *resource.FilterChain, made string) string {
 	kind := "tcp"
@@ -152,6 +169,9 @@ func (b *build) transport(fc *resource.FilterChain, ch *listener.Chain) error {
 	t := fc.TLS
 	if t == nil {
 		return nil
+	}
+	if b.deps.Static {
+		return b.serverTLS(t, ch)
 	}
 	if err := identityOnly("transport_socket", &t.TLSParams); err != nil {
 		return err
@@ -185,6 +205,8 @@ func identityOnly(field string, p *resource.TLSParams) error {
 		return fmt.Errorf("%s.tls_certificate: a sidecar presents its own identity only (SDS secret %q)", field, resource.SecretIdentity)
 	case p.Trust.Provider != "" || p.Trust.Files != nil:
 		return fmt.Errorf("%s.validation_context: trust comes by SDS only (secret %q)", field, resource.SecretTrust)
+	case len(p.PeerDNS) > 0 || p.AcceptUntrusted || len(p.Curves) > 0:
+		return fmt.Errorf("%s: DNS names, ACCEPT_UNTRUSTED and ecdh_curves are for static configuration only", field)
 	}
 	return nil
 }

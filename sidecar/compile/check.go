@@ -28,7 +28,7 @@ func Check(r resource.Resource, d Deps) error {
 		_, err := decide.CompileRoutes(r)
 		return err
 	case *resource.Cluster:
-		if r.TLS == nil {
+		if r.TLS == nil || d.Static {
 			return nil
 		}
 		if err := identityOnly("transport_socket", &r.TLS.TLSParams); err != nil {

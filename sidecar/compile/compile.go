@@ -1,13 +1,17 @@
 package compile
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 
+	"github.com/parrel-mesh/parrel/sidecar/filter"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
 	"github.com/parrel-mesh/parrel/xds/decide"
@@ -19,9 +23,15 @@ import (
 type Deps struct {
 	HTTP func(HTTP) (listener.Handler, error)
 	TCP  func(TCP) (listener.Handler, error)
+	// Filters builds the HTTP filters of a connection manager.
+	Filters func(*resource.HTTPManager) (*filter.Chain, error)
 	// Current is the snapshot in force: an atomic load. It may return nil
 	// before the first.
 	Current func() *Snapshot
+	// Static: the configuration is the owner's own, and names certificates. Else
+	// the only one is the workload's identity.
+	Static bool
+	Now    func() time.Time // nil: time.Now
 }
 
 // HTTP is what an HTTP engine is made of.
@@ -32,6 +42,8 @@ type HTTP struct {
 	// Routes are the routes in force now, or, once the engine is replaced, the
 	// last that it had; nil while there are none. To be called once per request.
 	Routes func() *decide.Routes
+	// Filters are the filters in force now, or the last, likewise. Never nil.
+	Filters func() *filter.Chain
 }
 
 // TCP is what an engine for opaque bytes is made of.
@@ -46,6 +58,7 @@ type Upstream struct {
 	Cluster   *resource.Cluster
 	Endpoints *resource.Endpoints // nil: none known
 	Trust     *x509bundle.Set     // nil: the cluster names no trust of its own
+	TLS       *tls.Config         // by certificates of the configuration; nil: the identity's, or none
 }
 
 // Snapshot is the runtime configuration of one workload. Immutable.
@@ -57,7 +70,9 @@ type Snapshot struct {
 
 	routes  map[string]compiledRoutes
 	trust   map[string]compiledTrust
+	certs   map[string]compiledCert
 	engines map[engineID]engine
+	mark    *mark
 }
 
 type compiledRoutes struct {
@@ -68,25 +83,82 @@ type compiledRoutes struct {
 type compiledTrust struct {
 	secret *resource.Secret
 	set    *x509bundle.Set
+	pool   *x509.CertPool // static configuration only
+}
+
+type compiledCert struct {
+	secret *resource.Secret
+	cert   *tls.Certificate
 }
 
 type engineID struct{ listener, chain string }
 
-// engine is one engine and a digest of what it was made of.
+// engine is one engine, a digest of what it was made of, and the filters that it
+// looks up.
 type engine struct {
 	made    string
 	handler listener.Handler
-	routes  *lastRoutes // nil: it has none
+	look    *lookup       // nil: it looks nothing up
+	filters *filter.Chain // nil: it has none
+	// filtersMade is a digest of what filters were built of.
+	filtersMade string
 }
 
-// lastRoutes are the routes that an engine had last. Its connections outlive
-// it: a request that comes on one of them before the client has heard that it
-// is to end is still routed, by a name that the snapshot in force may no longer
+// lookup gives an engine what is in force at each request: routes and filters,
+// which change without a new engine, and so without an end of its connections.
+// What an engine had last stays with it: its connections outlive it, and a
+// request that comes on one of them before the client has heard that it is to
+// end is still decided on, by names that the snapshot in force may no longer
 // have.
-type lastRoutes struct {
-	key  string
-	last atomic.Pointer[decide.Routes]
+type lookup struct {
+	id      engineID
+	key     string // of the routes
+	current func() *Snapshot
+
+	seen        atomic.Pointer[inForce]
+	lastRoutes  atomic.Pointer[decide.Routes]
+	lastFilters atomic.Pointer[filter.Chain]
 }
+
+// inForce is what a lookup found in one snapshot.
+type inForce struct {
+	mark    *mark // of the snapshot; the snapshot itself is not held
+	routes  *decide.Routes
+	filters *filter.Chain
+}
+
+// mark tells snapshots apart by its address.
+type mark struct{ _ byte }
+
+// get finds what is in force: one load and a comparison where nothing changed.
+func (l *lookup) get() *inForce {
+	now := l.current()
+	var m *mark
+	if now != nil {
+		m = now.mark
+	}
+	if v := l.seen.Load(); v != nil && v.mark == m && m != nil {
+		return v
+	}
+	v := &inForce{mark: m}
+	if now != nil {
+		v.routes = now.Routes(l.key)
+		if e := now.engines[l.id]; e.look == l {
+			v.filters = e.filters
+		}
+	}
+	if v.routes == nil {
+		v.routes = l.lastRoutes.Load()
+	}
+	if v.filters == nil {
+		v.filters = l.lastFilters.Load()
+	}
+	l.seen.Store(v)
+	return v
+}
+
+func (l *lookup) routes() *decide.Routes { return l.get().routes }
+func (l *lookup) filters() *filter.Chain { return l.get().filters }
 
 // Routes gives a route configuration by name; nil where there is none. Safe on
 // nil.
@@ -135,17 +207,22 @@ func Compile(set *warm.Set, previous *Snapshot, d Deps) (*Snapshot, []error) {
 		Set:     set,
 		routes:  make(map[string]compiledRoutes, len(set.Routes)),
 		trust:   make(map[string]compiledTrust, len(set.Secrets)),
+		certs:   make(map[string]compiledCert),
 		engines: make(map[engineID]engine, len(previous.engines)),
+		mark:    new(mark),
 	}}
 	b.secrets()
 	b.routeConfigs()
 	b.listeners()
 	for _, e := range b.s.engines {
-		if e.routes == nil {
+		if e.look == nil {
 			continue
 		}
-		if r := b.s.Routes(e.routes.key); r != nil {
-			e.routes.last.Store(r)
+		if r := b.s.Routes(e.look.key); r != nil {
+			e.look.lastRoutes.Store(r)
+		}
+		if e.filters != nil {
+			e.look.lastFilters.Store(e.filters)
 		}
 	}
 	b.upstreams()
@@ -167,6 +244,10 @@ func (b *build) refuse(t resource.Type, name string, kept bool, err error) {
 func (b *build) secrets() {
 	for _, name := range slices.Sorted(maps.Keys(b.set.Secrets)) {
 		secret := b.set.Secrets[name]
+		if len(secret.ChainPEM) > 0 && b.deps.Static {
+			b.certificate(name, secret)
+			continue
+		}
 		old, had := b.old.trust[name]
 		if had && old.secret == secret {
 			b.s.trust[name] = old
@@ -174,7 +255,11 @@ func (b *build) secrets() {
 		}
 		bundles, err := trustSet(secret)
 		if err == nil {
-			b.s.trust[name] = compiledTrust{secret, bundles}
+			t := compiledTrust{secret: secret, set: bundles}
+			if b.deps.Static {
+				t.pool = pool(bundles)
+			}
+			b.s.trust[name] = t
 			continue
 		}
 		if had {
@@ -249,6 +334,11 @@ func (b *build) upstreams() {
 	for _, name := range slices.Sorted(maps.Keys(b.set.Clusters)) {
 		c := b.set.Clusters[name]
 		u := Upstream{Cluster: c, Endpoints: b.set.EndpointsOf(c)}
+		if b.deps.Static {
+			b.clientTLS(&u)
+			b.s.Upstreams = append(b.s.Upstreams, u)
+			continue
+		}
 		if c.TLS != nil && c.TLS.Trust.SDS != "" {
 			if u.Trust = b.s.Trust(c.TLS.Trust.SDS); u.Trust == nil {
 				u.Trust = x509bundle.NewSet() // named, and not there: nobody is trusted

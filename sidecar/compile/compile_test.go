@@ -10,8 +10,12 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/parrel-mesh/parrel/sidecar/filter"
+	"github.com/parrel-mesh/parrel/sidecar/filter/rbac"
 	"github.com/parrel-mesh/parrel/sidecar/internal/testpki"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
+	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
 	"github.com/parrel-mesh/parrel/xds/decide"
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -46,6 +50,9 @@ func (w *world) deps() Deps {
 		},
 		TCP:     func(x TCP) (listener.Handler, error) { w.made++; return &fake{tcp: &x}, nil },
 		Current: func() *Snapshot { return w.current },
+		Filters: func(m *resource.HTTPManager) (*filter.Chain, error) {
+			return filter.Build([]filter.Entry{rbac.Entry()}, m.Filters, filter.Deps{})
+		},
 	}
 }
 
@@ -205,6 +212,70 @@ func TestInlineRoutesChangeWithoutANewEngine(t *testing.T) {
 	}
 }
 
+// TestFiltersChangeWithoutANewEngine: an edit of an HTTP service's intentions
+// reaches its engine at the next request; the engine, and with it every
+// connection, stays. A replaced engine keeps the filters that it had last.
+func TestFiltersChangeWithoutANewEngine(t *testing.T) {
+	w := &world{t: t, pki: testpki.New(t, "mesh.test")}
+	with := func(service, codec string) *resource.Listener {
+		return inbound("web", func(l *resource.Listener) {
+			l.Chains[0].HTTP.StatPrefix = codec
+			l.Chains[0].HTTP.Filters = append([]resource.HTTPFilter{{Name: "rbac", RBAC: rules(service)}}, l.Chains[0].HTTP.Filters...)
+		})
+	}
+	allowed := func(e *fake, service string) bool {
+		x := &filter.Exchange{Facts: &decide.Facts{PeerID: w.pki.ID(service).String()}, Record: &telemetry.Record{}}
+		var run filter.Run
+		e.http.Filters().Start(&run)
+		_, err := run.Request(t.Context(), x, &stream.Request{})
+		return err == nil
+	}
+	secret := testpki.Trust(w.pki)
+	w.ok(set(with("web", "in"), routes("a"), secret))
+	first := *w.chain()
+	engine := first.Handler.(*fake)
+	one := engine.http.Filters()
+	if !allowed(engine, "web") || allowed(engine, "orders") {
+		t.Error("the first rules are not in force")
+	}
+	w.ok(set(with("web", "in"), routes("b"), secret))
+	if engine.http.Filters() != one {
+		t.Error("equal filters were built again")
+	}
+	w.ok(set(with("orders", "in"), routes("b"), secret))
+	if w.chain().Handler != engine || w.made != 1 || w.chain().Equal != first.Equal {
+		t.Error("an edit of the rules rebuilt the engine, or ends its connections")
+	}
+	if allowed(engine, "web") || !allowed(engine, "orders") {
+		t.Error("the new rules are not in force")
+	}
+	if n := len(w.chain().Reauthorise); n != 1 {
+		t.Errorf("%d rule sets end the connections of who is no longer allowed, want 1", n)
+	}
+	t.Log("another engine for the chain: the old one's connections drain, under its last rules")
+	w.ok(set(with("web", "other"), routes("b"), secret))
+	if w.chain().Handler == engine || !allowed(w.chain().Handler.(*fake), "web") {
+		t.Error("no new engine, or not by the new rules")
+	}
+	if allowed(engine, "web") || !allowed(engine, "orders") {
+		t.Error("the replaced engine lost its rules")
+	}
+	w.ok(set(secret))
+	if allowed(engine, "web") || engine.http.Filters() == nil {
+		t.Error("the removed engine lost its rules")
+	}
+}
+
+// TestNothingChangedCostsOneLoad: what an engine asks at each request.
+func TestNothingChangedCostsOneLoad(t *testing.T) {
+	w := &world{t: t, pki: testpki.New(t, "mesh.test")}
+	w.ok(set(inbound("web"), routes("a"), testpki.Trust(w.pki)))
+	e := w.chain().Handler.(*fake)
+	if n := testing.AllocsPerRun(100, func() { e.http.Routes(); e.http.Filters() }); n != 0 {
+		t.Errorf("a look-up allocates %v times", n)
+	}
+}
+
 func TestTCPConnectionsOutliveOtherTargets(t *testing.T) {
 	w := &world{t: t}
 	out := func(cluster string) *resource.Listener {
@@ -333,7 +404,7 @@ func many(n, e int) *warm.Set {
 		rc.Name = name
 		s.Routes[name] = rc
 		s.Listeners[name] = &resource.Listener{Name: name, Direction: resource.Outbound, Address: resource.Address{Host: "127.0.0.1", Port: uint16(10000 + i)},
-			Chains: []resource.FilterChain{{Name: name, HTTP: &resource.HTTPManager{RouteName: name}}}}
+			Chains: []resource.FilterChain{{Name: name, HTTP: &resource.HTTPManager{RouteName: name, Filters: []resource.HTTPFilter{{Name: "router", Router: &resource.Router{}}}}}}}
 	}
 	return s
 }

@@ -73,30 +73,35 @@ func (c *Chain) Len() int { return len(c.filters) }
 // Run is one exchange's way through a chain. The zero value is an exchange of
 // an empty chain; it costs nothing until a filter keeps state.
 type Run struct {
-	chain  *Chain
-	seen   int // filters whose Request was called: those take part in Response and Done
-	states []any
+	filters []Filter
+	seen    int // filters whose Request was called: those take part in Response and Done
+	states  []any
 }
 
-// Start begins an exchange.
-func (c *Chain) Start() Run { return Run{chain: c} }
+// Start begins an exchange, in place: what r was before is over.
+func (c *Chain) Start(r *Run) {
+	r.filters, r.seen = c.filters, 0
+	if r.states != nil {
+		r.states = nil
+	}
+}
 
 // Request calls the filters in order. It stops at the first that answers or
 // fails.
 func (r *Run) Request(ctx context.Context, x *Exchange, req *stream.Request) (*stream.Response, error) {
-	if len(r.chain.filters) == 0 { // inlined: an empty chain costs next to nothing
+	if len(r.filters) == 0 { // inlined: an empty chain costs next to nothing
 		return nil, nil
 	}
 	return r.request(ctx, x, req)
 }
 
 func (r *Run) request(ctx context.Context, x *Exchange, req *stream.Request) (*stream.Response, error) {
-	for i, f := range r.chain.filters {
+	for i, f := range r.filters {
 		r.seen = i + 1
 		resp, state, err := f.Request(ctx, x, req)
 		if state != nil {
 			if r.states == nil {
-				r.states = make([]any, len(r.chain.filters))
+				r.states = make([]any, len(r.filters))
 			}
 			r.states[i] = state
 		}
@@ -117,14 +122,15 @@ func (r *Run) Response(ctx context.Context, x *Exchange, resp *stream.Response) 
 
 func (r *Run) response(ctx context.Context, x *Exchange, resp *stream.Response) error {
 	for i := r.seen - 1; i >= 0; i-- {
-		if err := r.chain.filters[i].Response(ctx, x, r.state(i), resp); err != nil {
+		if err := r.filters[i].Response(ctx, x, r.state(i), resp); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Done calls the filters that saw the request, in reverse order.
+// Done calls the filters that saw the request, in reverse order, each once
+// whatever happens: where one panics, a further call goes on with the next.
 func (r *Run) Done(x *Exchange) {
 	if r.seen != 0 {
 		r.done(x)
@@ -132,11 +138,14 @@ func (r *Run) Done(x *Exchange) {
 }
 
 func (r *Run) done(x *Exchange) {
-	for i := r.seen - 1; i >= 0; i-- {
-		r.chain.filters[i].Done(x, r.state(i))
+	for r.seen > 0 {
+		r.seen--
+		r.filters[r.seen].Done(x, r.state(r.seen))
 	}
-	r.seen = 0
 }
+
+// Over says that no filter waits for Done.
+func (r *Run) Over() bool { return r.seen == 0 }
 
 func (r *Run) state(i int) any {
 	if r.states == nil {

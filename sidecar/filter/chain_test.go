@@ -68,7 +68,8 @@ func TestOrder(t *testing.T) {
 		if c.Len() != 3 {
 			t.Fatalf("a filter that takes no part is in the chain of %d", c.Len())
 		}
-		run, x := c.Start(), &Exchange{}
+		run, x := new(Run), &Exchange{}
+		c.Start(run)
 		resp, err := run.Request(t.Context(), x, &stream.Request{})
 		if resp != tt.answer || err != tt.err {
 			t.Errorf("%s: %v %v", name, resp, err)
@@ -99,8 +100,8 @@ func TestNormaliseAuthority(t *testing.T) {
 	}
 }
 
-func through(c *Chain, ctx context.Context, x *Exchange, req *stream.Request, resp *stream.Response) {
-	run := c.Start()
+func through(c *Chain, run *Run, ctx context.Context, x *Exchange, req *stream.Request, resp *stream.Response) {
+	c.Start(run)
 	_, _ = run.Request(ctx, x, req)
 	_ = run.Response(ctx, x, resp)
 	run.Done(x)
@@ -108,8 +109,8 @@ func through(c *Chain, ctx context.Context, x *Exchange, req *stream.Request, re
 
 // A chain without filters costs nothing.
 func TestEmptyChainAllocatesNothing(t *testing.T) {
-	c, x, req, resp := chain(t), &Exchange{}, &stream.Request{}, &stream.Response{}
-	if n := testing.AllocsPerRun(100, func() { through(c, context.Background(), x, req, resp) }); n != 0 {
+	c, run, x, req, resp := chain(t), &Run{}, &Exchange{}, &stream.Request{}, &stream.Response{}
+	if n := testing.AllocsPerRun(100, func() { through(c, run, context.Background(), x, req, resp) }); n != 0 {
 		t.Errorf("an empty chain allocates %v times", n)
 	}
 }
@@ -117,9 +118,47 @@ func TestEmptyChainAllocatesNothing(t *testing.T) {
 // The target is below 20 ns.
 func BenchmarkEmptyChain(b *testing.B) {
 	c := &Chain{}
-	x, req, resp := &Exchange{}, &stream.Request{}, &stream.Response{}
+	run, x, req, resp := &Run{}, &Exchange{}, &stream.Request{}, &stream.Response{}
+	ctx := context.Background()
 	b.ReportAllocs()
 	for b.Loop() {
-		through(c, context.Background(), x, req, resp)
+		through(c, run, ctx, x, req, resp)
+	}
+}
+
+func TestSameAuthority(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		same bool
+	}{
+		{"a", "A", true}, {"a.b", "A.b.", true}, {"a.:80", "A:80", true}, {"[::1]:80", "[::1]:80", true},
+		{"a", "a:80", false}, {"a", "b", false}, {"a..", "a", false},
+	} {
+		if got := SameAuthority(tt.a, tt.b); got != tt.same {
+			t.Errorf("%q and %q: %v", tt.a, tt.b, got)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { SameAuthority("Example.com.:80", "example.com:80") }); n != 0 {
+		t.Errorf("a comparison allocates %v times", n)
+	}
+}
+
+// A view follows the head: what a filter writes there is what is decided on.
+func TestViewFollowsTheHead(t *testing.T) {
+	req := &stream.Request{Head: stream.RequestHead{Authority: "API.Example.:80", Path: "/a"}}
+	x := &Exchange{}
+	v := x.Head(req)
+	if v.Authority() != "api.example:80" || v.Path() != "/a" {
+		t.Fatal(v.Authority(), v.Path())
+	}
+	req.Head.Authority, req.Head.Path = "Other", "/b"
+	if v := x.Head(req); v.Authority() != "other" || v.Path() != "/b" {
+		t.Fatal(v.Authority(), v.Path())
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		x.Reset()
+		x.Head(req).Authority()
+	}); n != 0 {
+		t.Errorf("a view allocates %v times", n)
 	}
 }

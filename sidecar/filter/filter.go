@@ -21,6 +21,25 @@ type Exchange struct {
 	Local, Remote netip.AddrPort
 	// Record is filled as the exchange goes on and written at its end.
 	Record *telemetry.Record
+
+	view View
+}
+
+// Head is the request's head as decisions see it, valid until the exchange is
+// over. A filter may change the head and ask again: what is decided on is always
+// what stands in the head.
+func (x *Exchange) Head(req *stream.Request) *View {
+	if x.view.head != &req.Head {
+		x.view.head, x.view.from, x.view.authority = &req.Head, "", ""
+	}
+	return &x.view
+}
+
+// Reset makes x that of a new exchange: Facts and Record stay, all else is as in
+// the zero value.
+func (x *Exchange) Reset() {
+	x.Route = nil
+	x.view.head = nil
 }
 
 // ClearRoute makes the chain decide the route again before it is used.

@@ -1,12 +1,19 @@
-// Package h1 serves HTTP/1.1 connections (RFC 9112) as streams of head, body
-// and trailers. It stands on net/http's server.
+// Package h1 speaks HTTP/1.1 (RFC 9112), as a server and as a client, in terms
+// of sidecar/stream: heads, bodies that lend their bytes, trailers.
 //
-// Owns: the life of a server-side HTTP/1.1 connection: keep-alive, time-outs,
-// draining, lingering. Does not know: routing, filters.
+// Owns: the wire: heads scanned once and in place, framing, chunks, 100
+// (Continue), upgrades; the life of a connection on both sides: keep-alive,
+// pipelining, time-outs, draining, lingering. Does not know: routing, filters,
+// pools, TLS.
 //
-// Entry point: [Server.Serve]. Invariants: Serve returns when the connection
-// and every goroutine that works on it are over; an answer that net/http makes
-// for a request that it cannot read is replaced by the handler's (Refused).
+// Entry points: [Server.NewConn] and [ServerConn.Serve]; [NewClientConn] and [ClientConn.Do].
 //
-// Read server_test.go first.
+// Invariants: a message that two recipients could read differently is refused,
+// and nothing that is legal is; what belongs to one connection alone never
+// crosses to the other side; a connection whose message boundaries are in doubt
+// is never used again; no buffer is held between two messages, and nothing is
+// allocated and no timer made for one request; one goroutine at a time reads a
+// connection.
+//
+// Read rfc_test.go first.
 package h1

@@ -14,14 +14,18 @@ import (
 
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	stream.Poison = true
+	goleak.VerifyTestMain(m)
+}
 
 // handler answers after a second with the path.
 type handler struct{ t *testing.T }
 
-func (h handler) Exchange(ctx context.Context, req *stream.Request, w stream.Responder) {
+func (h handler) Exchange(ctx *stream.Scope, req *stream.Request, w stream.Responder) {
 	select {
 	case <-time.After(time.Second):
 	case <-ctx.Done():
@@ -35,8 +39,8 @@ func (h handler) Exchange(ctx context.Context, req *stream.Request, w stream.Res
 	_ = w.Finish(nil)
 }
 
-func (h handler) Refused(_ context.Context, _ stream.Protocol, status int, reason string) *stream.Response {
-	return &stream.Response{Head: stream.ResponseHead{Status: status, Header: stream.Header{{Name: "x-mine", Value: "1"}}}}
+func (h handler) Refused(r stream.Refusal) *stream.Response {
+	return &stream.Response{Head: stream.ResponseHead{Status: r.Status, Header: stream.Header{{Name: "x-mine", Value: "1"}}}}
 }
 
 // pair is a connection on a memory network.
@@ -58,11 +62,14 @@ func pair(t *testing.T) (client, server netio.Conn) {
 }
 
 // serve runs the server on its side and says when Serve returned.
-func serve(ctx context.Context, t *testing.T, c net.Conn, drain <-chan struct{}) <-chan struct{} {
+func serve(ctx context.Context, t *testing.T, c netio.Conn, drain *stream.Scope) <-chan struct{} {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		(&Server{Handler: handler{t}, IdleTimeout: time.Minute}).Serve(ctx, c, drain)
+		s := &Server{Handler: handler{t}, IdleTimeout: time.Minute, HeaderTimeout: 10 * time.Second, Wheel: wheel.New()}
+		if s.NewConn(ctx, c, drain).Serve(netio.Pending{}) {
+			t.Error("parked without being told to")
+		}
 	}()
 	return over
 }
@@ -90,7 +97,7 @@ func TestIdleEnds(t *testing.T) {
 		ask(t, c, br, "/b")
 		began := time.Now()
 		<-over
-		if d := time.Since(began); d != time.Minute {
+		if d := time.Since(began); d < time.Minute || d > time.Minute+wheel.Tick {
 			t.Errorf("ended after %v", d)
 		}
 		_ = c.Close()
@@ -101,11 +108,11 @@ func TestIdleEnds(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := pair(t)
-		drain := make(chan struct{})
+		drain := new(stream.Scope)
 		over := serve(t.Context(), t, s, drain)
 		br := bufio.NewReader(c)
 		ask(t, c, br, "/a")
-		time.AfterFunc(500*time.Millisecond, func() { close(drain) })
+		time.AfterFunc(500*time.Millisecond, func() { drain.Cancel(nil) })
 		if resp := ask(t, c, br, "/b"); !resp.Close {
 			t.Error("the last response does not say Connection: close")
 		}
@@ -114,11 +121,11 @@ func TestDrain(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		c, s := pair(t)
-		drain := make(chan struct{})
+		drain := new(stream.Scope)
 		over := serve(t.Context(), t, s, drain)
 		ask(t, c, bufio.NewReader(c), "/a")
 		synctest.Wait()
-		close(drain)
+		drain.Cancel(nil)
 		began := time.Now()
 		<-over
 		if time.Since(began) != 0 {
@@ -144,7 +151,23 @@ func TestContextEnds(t *testing.T) {
 	})
 }
 
-// What net/http would answer by itself is the handler's to answer.
+// What is no request is the handler's to answer.
+// What is not HTTP at all, a damaged HTTP/2 preface for example, is not answered
+// in HTTP.
+func TestForeign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := pair(t)
+		over := serve(t.Context(), t, s, nil)
+		_, _ = io.WriteString(c, "INVALID CONNECTION PREFACE\r\n\r\n")
+		_ = c.CloseWrite()
+		if b, err := io.ReadAll(c); len(b) != 0 || err != nil {
+			t.Errorf("answered %q, %v", b, err)
+		}
+		_ = c.Close()
+		<-over
+	})
+}
+
 func TestRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := pair(t)
@@ -162,7 +185,7 @@ func TestRefused(t *testing.T) {
 // trailing answers with the trailers that came.
 type trailing struct{ handler }
 
-func (trailing) Exchange(_ context.Context, req *stream.Request, w stream.Responder) {
+func (trailing) Exchange(_ *stream.Scope, req *stream.Request, w stream.Responder) {
 	_, _ = io.Copy(io.Discard, req.Body)
 	h := stream.Header{{Name: "x-announced", Value: req.Head.Header.Get("trailer")}, {Name: "x-sum", Value: req.Body.Trailers().Get("x-sum")}}
 	_ = w.Head(&stream.ResponseHead{Status: 204, Header: h, ContentLength: -1}, true)
@@ -176,7 +199,7 @@ func TestRequestTrailersAreAnnounced(t *testing.T) {
 		over := make(chan struct{})
 		go func() {
 			defer close(over)
-			(&Server{Handler: trailing{}}).Serve(t.Context(), server, nil)
+			(&Server{Handler: trailing{}}).NewConn(t.Context(), server, nil).Serve(netio.Pending{})
 		}()
 		if _, err := io.WriteString(client, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n1\r\na\r\n0\r\nX-Sum: 9\r\n\r\n"); err != nil {
 			t.Fatal(err)

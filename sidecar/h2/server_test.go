@@ -16,12 +16,15 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	stream.Poison = true
+	goleak.VerifyTestMain(m)
+}
 
 // handler answers after a second with the path.
 type handler struct{ t *testing.T }
 
-func (h handler) Exchange(ctx context.Context, req *stream.Request, w stream.Responder) {
+func (h handler) Exchange(ctx *stream.Scope, req *stream.Request, w stream.Responder) {
 	select {
 	case <-time.After(time.Second):
 	case <-ctx.Done():
@@ -35,8 +38,8 @@ func (h handler) Exchange(ctx context.Context, req *stream.Request, w stream.Res
 	_ = w.Finish(nil)
 }
 
-func (h handler) Refused(_ context.Context, _ stream.Protocol, status int, reason string) *stream.Response {
-	return &stream.Response{Head: stream.ResponseHead{Status: status, Header: stream.Header{{Name: "x-mine", Value: "1"}}}}
+func (h handler) Refused(r stream.Refusal) *stream.Response {
+	return &stream.Response{Head: stream.ResponseHead{Status: r.Status, Header: stream.Header{{Name: "x-mine", Value: "1"}}}}
 }
 
 // pair is a connection on a memory network.
@@ -58,11 +61,11 @@ func pair(t *testing.T) (client, server netio.Conn) {
 }
 
 // serve runs the server on its side and says when Serve returned.
-func serve(ctx context.Context, t *testing.T, c net.Conn, drain <-chan struct{}) <-chan struct{} {
+func serve(ctx context.Context, t *testing.T, c netio.Conn, drain *stream.Scope) <-chan struct{} {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		(&Server{Handler: handler{t}, IdleTimeout: time.Minute}).Serve(ctx, c, drain)
+		(&Server{Handler: handler{t}, IdleTimeout: time.Minute}).Serve(ctx, c, netio.Pending{}, drain)
 	}()
 	return over
 }
@@ -108,10 +111,10 @@ func TestIdleEnds(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := pair(t)
-		drain := make(chan struct{})
+		drain := new(stream.Scope)
 		over := serve(t.Context(), t, s, drain)
 		cc := client(t, c)
-		time.AfterFunc(500*time.Millisecond, func() { close(drain) })
+		time.AfterFunc(500*time.Millisecond, func() { drain.Cancel(nil) })
 		ask(t, cc, "/a")
 		if cc.CanTakeNewRequest() {
 			t.Error("the client was not told to go away")

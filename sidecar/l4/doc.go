@@ -7,9 +7,9 @@
 // Entry point: [New]; an Engine is a [listener.Handler].
 //
 // Invariants: what one side sends arrives unchanged and in order; the end of
-// one direction leaves the other open; an RST is passed on as an RST; at most
-// one buffer of 32 kB is held for each direction, and none where the kernel can
-// move the bytes or nothing is under way; a connection has no idle time-out
+// one direction leaves the other open; an RST is passed on as an RST; buffers
+// are held only while bytes are in them ([netio.Copy]), and a reader that has
+// stopped costs less than 64 kB; a connection has no idle time-out
 // unless it was configured (a database connection may be silent for days) and
 // is not ended by draining before the drain's deadline.
 //

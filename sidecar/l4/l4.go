@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/parrel-mesh/parrel/mtls"
@@ -16,6 +15,7 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -42,6 +42,7 @@ type Deps struct {
 	Log       *slog.Logger
 	Now       func() time.Time
 	Rand      func() uint64 // safe for concurrent use
+	Wheel     *wheel.Wheel  // for idle time-outs
 }
 
 // Engine serves the connections of one TCP proxy. Safe for concurrent use.
@@ -66,6 +67,9 @@ func New(c Config, d Deps) (*Engine, error) {
 	}
 	if d.Rand == nil {
 		d.Rand = rand.Uint64
+	}
+	if d.Wheel == nil {
+		d.Wheel = wheel.New()
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -104,7 +108,7 @@ func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
 	}
 	p := &pipe{down: c.Conn, up: up}
 	if d := e.c.Proxy.IdleTimeout; d > 0 {
-		p.watchIdle(d)
+		p.watchIdle(e.d.Wheel, d)
 	}
 	stop := context.AfterFunc(ctx, func() { p.abort(telemetry.DrainTimeout, "the drain's deadline passed") })
 	p.run()
@@ -145,8 +149,7 @@ func (e *Engine) record(c *listener.Conn) *telemetry.Record {
 		SourceService: e.c.Source, DestinationService: e.c.Destination,
 		Protocol: "tcp", GRPCStatus: -1, TLS: c.TLS,
 	}
-	if !c.Peer.IsZero() {
-		r.SourcePrincipal = c.Peer.String()
+	if r.SourcePrincipal = c.PeerName(); !c.Peer.IsZero() {
 		if s, err := mtls.ParseServiceID(c.Peer); err == nil && r.SourceService == "" {
 			r.SourceService = s.Name
 		}
@@ -179,13 +182,13 @@ type pipe struct {
 	down, up netio.Conn
 	in, out  int64 // bytes from and to the client; read after run
 
-	last  atomic.Int64 // of the last byte, when there is an idle time-out
-	timer *time.Timer
+	idle  time.Duration // 0: no time-out
+	timer wheel.Timer   // goes off when no byte has passed for idle
 
 	mu     sync.Mutex
-	code   telemetry.Code
-	detail string
-	ended  bool // why is known
+	code   telemetry.Code // guarded by mu
+	detail string         // guarded by mu
+	ended  bool           // guarded by mu: why is known
 }
 
 // run moves bytes until both directions ended, and closes both connections.
@@ -194,9 +197,7 @@ func (p *pipe) run() {
 	wg.Go(func() { p.in = p.direction(p.up, p.down, true) })
 	p.out = p.direction(p.down, p.up, false)
 	wg.Wait()
-	if p.timer != nil {
-		p.timer.Stop()
-	}
+	p.timer.Remove()
 	_ = p.up.Close()
 	_ = p.down.Close()
 }
@@ -204,7 +205,11 @@ func (p *pipe) run() {
 // direction copies src to dst until src ends, then ends dst's half. A failure
 // of either resets both: the bytes under way cannot be delivered whole.
 func (p *pipe) direction(dst, src netio.Conn, fromClient bool) int64 {
-	n, err := netio.Copy(dst, src)
+	var told netio.Progress
+	if p.idle > 0 {
+		told = p
+	}
+	n, err := netio.CopyTold(dst, src, told)
 	if err == nil {
 		if err = dst.CloseWrite(); err == nil || errors.Is(err, net.ErrClosed) || !alive(err) {
 			return n
@@ -248,44 +253,14 @@ func (p *pipe) outcome() (telemetry.Code, string) {
 	return p.code, p.detail
 }
 
-// watchIdle ends the pipe after d without a byte in either direction. It puts
-// counters between, so that the kernel no longer moves the bytes.
-func (p *pipe) watchIdle(d time.Duration) {
-	p.last.Store(time.Now().UnixNano())
-	p.down, p.up = &activeConn{p.down, &p.last}, &activeConn{p.up, &p.last}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.timer = time.AfterFunc(d, func() {
-		if left := d - time.Since(time.Unix(0, p.last.Load())); left > 0 {
-			p.mu.Lock()
-			p.timer.Reset(left)
-			p.mu.Unlock()
-			return
-		}
+// watchIdle ends the pipe after d without a byte in either direction.
+func (p *pipe) watchIdle(w *wheel.Wheel, d time.Duration) {
+	p.idle = d
+	p.timer.Init(w, func() {
 		p.abort(telemetry.StreamIdleTimeout, "no byte in either direction for "+d.String())
 	})
+	p.timer.Set(d)
 }
 
-// activeConn notes when bytes passed.
-type activeConn struct {
-	netio.Conn
-	last *atomic.Int64
-}
-
-func (c *activeConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.touch(n)
-	return n, err
-}
-
-func (c *activeConn) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.touch(n)
-	return n, err
-}
-
-func (c *activeConn) touch(n int) {
-	if n > 0 {
-		c.last.Store(time.Now().UnixNano())
-	}
-}
+// Passed implements [netio.Progress].
+func (p *pipe) Passed() { p.timer.Set(p.idle) }

@@ -19,6 +19,7 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -63,14 +64,14 @@ type rig struct {
 	rec                *records
 	stop               context.CancelFunc // the drain's deadline
 	front              *listener.Conn     // the last accepted
-	draining           chan struct{}
+	draining           *stream.Scope
 	conns              []netio.Conn // of the client and the application
 }
 
 func run(t *testing.T, p resource.TCPProxy, f func(t *testing.T, r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{m: netio.NewMemory(), rec: &records{}, draining: make(chan struct{})}
+		r := &rig{m: netio.NewMemory(), rec: &records{}, draining: new(stream.Scope)}
 		r.client, r.proxy, r.app = r.m.Host("client", "10.0.0.1"), r.m.Host("proxy", "10.0.0.2"), r.m.Host("app", "10.0.0.3")
 		var err error
 		if r.appL, err = r.app.Listen(t.Context(), "tcp", ":5432"); err != nil {
@@ -97,7 +98,7 @@ func run(t *testing.T, p resource.TCPProxy, f func(t *testing.T, r *rig)) {
 				}
 				r.front = &listener.Conn{Conn: c, Listener: "out", Chain: "db", Version: "7",
 					Source:   netip.MustParseAddrPort(c.RemoteAddr().String()),
-					Draining: func() <-chan struct{} { return r.draining }}
+					Draining: r.draining}
 				front := r.front
 				wg.Go(func() { e.Serve(ctx, front) })
 			}
@@ -279,7 +280,7 @@ func TestConfiguredIdleTimeout(t *testing.T) {
 func TestDrainingWaitsForTheDeadline(t *testing.T) {
 	run(t, db, func(t *testing.T, r *rig) {
 		c, a := r.dial(t)
-		close(r.draining)
+		r.draining.Cancel(nil)
 		time.Sleep(time.Minute)
 		io.WriteString(c, "x")
 		if _, err := io.ReadFull(a, make([]byte, 1)); err != nil {

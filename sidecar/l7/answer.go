@@ -1,7 +1,6 @@
 package l7
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -34,6 +33,10 @@ func (t *text) Read(p []byte) (int, error) {
 func (t *text) Trailers() stream.Header { return nil }
 func (t *text) Close() error            { return nil }
 
+// retryAfter is how many seconds a client that is refused for want of memory is
+// asked to stay away: about as long as shedding takes to show.
+const retryAfter = "2"
+
 // answer makes the response that tells a client of an error of the mesh's own.
 // The detail stays out of it: it names what is inside the mesh.
 func (e *Engine) answer(a *filter.Abort, grpc bool) *stream.Response {
@@ -45,13 +48,9 @@ func (e *Engine) answer(a *filter.Abort, grpc bool) *stream.Response {
 	if status == 0 {
 		status = 503
 	}
-	token := info.Token
-	if token == "" {
-		token = "proxy_internal_error"
-	}
-	h := stream.Header{
-		{Name: hProxyStatus, Value: proxyName(e.name) + "; error=" + token + `; details="` + info.ID + `"`},
-		{Name: "server", Value: e.name},
+	h := stream.Header{e.proxyStatus(a.Code), {Name: "server", Value: e.name}}
+	if a.Code == telemetry.Overload {
+		h = append(h, stream.Field{Name: "retry-after", Value: retryAfter})
 	}
 	if grpc {
 		h = append(h,
@@ -66,6 +65,17 @@ func (e *Engine) answer(a *filter.Abort, grpc bool) *stream.Response {
 		Head: stream.ResponseHead{Status: status, Header: h, ContentLength: int64(len(body))},
 		Body: newText(body),
 	}
+}
+
+// proxyStatus is the field that says of a response that the mesh made it, and
+// why (RFC 9209).
+func (e *Engine) proxyStatus(c telemetry.Code) stream.Field {
+	info := c.Info()
+	token := info.Token
+	if token == "" {
+		token = "proxy_internal_error"
+	}
+	return stream.Field{Name: hProxyStatus, Value: proxyName(e.name) + "; error=" + token + `; details="` + info.ID + `"`}
 }
 
 // grpcTrailers are the end of a gRPC response that the mesh cut short.
@@ -125,16 +135,33 @@ func grpcOf(status int) int {
 }
 
 // Refused answers and records a request that the codec could not read.
-func (x *connection) Refused(_ context.Context, p stream.Protocol, status int, reason string) *stream.Response {
+func (x *connection) Refused(r stream.Refusal) *stream.Response {
 	e := x.e
-	a := &filter.Abort{Status: status, Code: telemetry.DownstreamProtocolError, Detail: reason}
-	resp := e.answer(a, false)
-	now := e.d.Now()
-	rec := telemetry.Record{
-		Start: now, Protocol: "http", HTTP: p.String(), Status: status, GRPCStatus: -1,
-		Code: a.Code, Detail: a.Detail, Response: resp.Head.Header, BytesOut: resp.Head.ContentLength,
-	}
+	a := &filter.Abort{Status: r.Status, Code: refusals[r.Kind], Detail: r.Reason}
+	rec := e.record
 	x.describe(&rec)
+	rec.Start, rec.HTTP, rec.Status = e.d.Now(), r.Protocol.String(), r.Status
+	rec.Method, rec.Path, rec.Authority = r.Method, r.Path, r.Authority
+	rec.Code, rec.Detail = a.Code, a.Detail
+	var resp *stream.Response
+	if r.Status != 0 {
+		resp = e.answer(a, false)
+		rec.Response, rec.BytesOut = resp.Head.Header, resp.Head.ContentLength
+	}
 	e.rec.Request(&rec)
 	return resp
+}
+
+// refusals are the codes of what a codec refuses.
+var refusals = [...]telemetry.Code{
+	0:                 telemetry.DownstreamProtocolError,
+	stream.Malformed:  telemetry.DownstreamProtocolError,
+	stream.TooLarge:   telemetry.RequestHeaderTooLarge,
+	stream.TooSlow:    telemetry.RequestHeaderTimeout,
+	stream.Flooded:    telemetry.DownstreamFlood,
+	stream.Overloaded: telemetry.Overload,
+}
+
+func unreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
 }

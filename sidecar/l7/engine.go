@@ -3,19 +3,19 @@ package l7
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/filter"
-	"github.com/parrel-mesh/parrel/sidecar/h1"
-	"github.com/parrel-mesh/parrel/sidecar/h2"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
+	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/decide"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -31,9 +31,15 @@ type Config struct {
 	// Routes gives the routes in force, nil while there are none. It is called
 	// once per request and must not block: an atomic load.
 	Routes func() *decide.Routes
+	// Filters gives the filters in force, under the same terms; nil: those of
+	// Manager. A request keeps those that it began with.
+	Filters func() *filter.Chain
 	// Clusters finds an upstream by name.
 	Clusters func(name string) (Cluster, bool)
 	Inbound  bool
+	// Strangers connect here, although the listener is not inbound: what they say
+	// of who asked is believed only with a verified certificate.
+	Strangers bool
 	// Source and Destination are the services at both ends as far as the
 	// configuration knows them: outbound Source is this workload's service,
 	// inbound Destination is; the other side comes from the peer's SPIFFE id or
@@ -54,6 +60,9 @@ type Deps struct {
 	Log       *slog.Logger
 	Now       func() time.Time
 	Rand      func() uint64 // safe for concurrent use
+	Wheel     *wheel.Wheel  // time-outs; the process's one. nil: the engine's own
+	// Overload refuses requests while memory is short; nil: it never is.
+	Overload *overload.Manager
 }
 
 // Defaults of a connection manager's limits.
@@ -68,11 +77,19 @@ const (
 // Engine serves the HTTP connections of one filter chain. Safe for concurrent
 // use; immutable after New.
 type Engine struct {
-	c     Config
-	d     Deps
-	chain *filter.Chain
-	name  string // in server and proxy-status
-	rec   telemetry.Recorder
+	c    Config
+	d    Deps
+	name string // in server and proxy-status
+	rec  telemetry.Recorder
+
+	record telemetry.Record // template of every request's
+	// Limits of the connection manager, defaults filled in.
+	streamIdle, idle, headerTimeout time.Duration
+	maxHeader                       int // bytes
+	paths                           decide.PathRules
+
+	clocks    bool      // Deps gave a clock of its own
+	exchanges sync.Pool // of *exchange
 }
 
 // New makes an engine; its error names the filter or field that cannot be run.
@@ -83,54 +100,50 @@ func New(c Config, d Deps) (*Engine, error) {
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
+	clocks := d.Now != nil
 	if d.Now == nil {
 		d.Now = time.Now
+	}
+	if d.Wheel == nil {
+		d.Wheel = wheel.New()
 	}
 	if d.Rand == nil {
 		d.Rand = rand.Uint64
 	}
-	chain, err := filter.Build(filters(), c.Manager.Filters, filter.Deps{Log: d.Log})
-	if err != nil {
-		return nil, fmt.Errorf("l7: %w", err)
+	if c.Filters == nil {
+		chain, err := Filters(c.Manager, filter.Deps{Log: d.Log})
+		if err != nil {
+			return nil, err
+		}
+		c.Filters = func() *filter.Chain { return chain }
 	}
-	e := &Engine{c: c, d: d, chain: chain, name: c.Manager.ServerName, rec: telemetry.Multi(d.Recorder, d.AccessLog)}
+	e := &Engine{c: c, d: d, name: c.Manager.ServerName, rec: telemetry.Multi(d.Recorder, d.AccessLog),
+		streamIdle: or(c.Manager.StreamIdleTimeout, DefaultStreamIdle), idle: or(c.Manager.IdleTimeout, DefaultIdle),
+		headerTimeout: or(c.Manager.RequestHeadersTimeout, DefaultHeaderTimeout),
+		maxHeader:     int(or(c.Manager.MaxRequestHeadersKB, DefaultMaxHeaderKB)) << 10, clocks: clocks,
+		paths: decide.PathRules{Raw: c.Manager.RawPaths, EscapedSlashes: c.Manager.EscapedSlashes, MergeSlashes: c.Manager.MergeSlashes}}
 	if e.name == "" {
 		e.name = "parrel"
 	}
+	e.record = e.template()
+	e.exchanges.New = func() any { return newExchange(e) }
 	return e, nil
+}
+
+// now reads the clock, once where it is the process's own: wall time, and the
+// wheel's.
+func (e *Engine) now() (time.Time, int64) {
+	now := e.d.Now()
+	if e.clocks {
+		return now, e.d.Wheel.Now()
+	}
+	return now, e.d.Wheel.At(now)
 }
 
 var (
 	_ listener.Handler = (*Engine)(nil)
 	_ Cluster          = (*cluster.Cluster)(nil)
 )
-
-// Serve serves one connection, HTTP/1.1 or HTTP/2, until it is over.
-func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
-	defer func() { _ = c.Close() }()
-	var draining <-chan struct{}
-	if c.Draining != nil {
-		draining = c.Draining()
-	}
-	h := &connection{e: e, c: c, trusted: !e.c.Inbound || !c.Peer.IsZero()}
-	if !c.Peer.IsZero() {
-		h.peer = c.Peer.String()
-	}
-	m := e.c.Manager
-	idle, maxHeader := or(m.IdleTimeout, DefaultIdle), int(or(m.MaxRequestHeadersKB, DefaultMaxHeaderKB))<<10
-	conn, isH2, err := e.codec(ctx, c, draining, idle)
-	if err != nil {
-		return // nothing was asked on it
-	}
-	if isH2 {
-		s := h2.Server{Handler: h, IdleTimeout: idle, MaxHeader: maxHeader, Log: e.d.Log}
-		s.Serve(ctx, conn, draining)
-		return
-	}
-	s := h1.Server{Handler: h, IdleTimeout: idle, MaxHeader: maxHeader, Log: e.d.Log,
-		HeaderTimeout: or(m.RequestHeadersTimeout, DefaultHeaderTimeout)}
-	s.Serve(ctx, conn, draining)
-}
 
 func or[T comparable](v, def T) T {
 	var zero T
@@ -141,12 +154,27 @@ func or[T comparable](v, def T) T {
 }
 
 // connection is the engine's view of one downstream connection: the handler of
-// its codec.
+// its codec. Read-only after newConnection.
 type connection struct {
 	e       *Engine
 	c       *listener.Conn
-	peer    string // SPIFFE id, "" without mTLS
-	trusted bool   // what it says of who asked is believed: our own application, or a peer of the mesh
+	peer    string  // SPIFFE id, "" without mTLS
+	src     Service // inbound: the peer
+	trusted bool    // what it says of who asked is believed: our own application, or a peer of the mesh
+
+	keepXFCC bool   // what the client sent of x-forwarded-client-cert stays
+	xfcc     string // element to be added to it, "" where none is
+	addr     string // to be added to x-forwarded-for, "" where it is not
+	// sni is the host that TLS was opened for, in the spelling of authorities,
+	// where this side ended it for clients outside the mesh; "" elsewhere: between
+	// sidecars it names the service, which is not what clients call it.
+	sni string
+}
+
+func newConnection(e *Engine, c *listener.Conn) *connection {
+	x := &connection{e: e, c: c}
+	x.know()
+	return x
 }
 
 var _ stream.Handler = (*connection)(nil)

@@ -1,12 +1,11 @@
 package l7
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"runtime/debug"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
@@ -16,168 +15,163 @@ import (
 	"github.com/parrel-mesh/parrel/xds/decide"
 )
 
-// exchange is one request on its way. All of it is one allocation.
+// exchange is one request on its way. Exchanges are pooled: an object serves one
+// request after another, and what only one request may have stands in begin.
+// It belongs to the goroutine of the codec that called Exchange; watch is the
+// one part that another goroutine touches.
 type exchange struct {
-	x      *connection
-	e      *Engine
-	client context.Context // ends when the client has gone
-	ctx    context.Context // ends also with a time-out
-	req    *stream.Request
-	w      stream.Responder
+	x    *connection
+	e    *Engine
+	life *stream.Scope // ends when the client has gone, and with a time-out
+	req  *stream.Request
+	w    stream.Responder
+	resp *stream.Response // to be ended with the exchange; nil: none
 
+	run     filter.Run
+	watch   watch
+	began   int64        // in the wheel's time
+	body    *requestBody // nil: the request has none
+	cookie  string       // set-cookie of a hash policy, "" where none is due
+	grpc    bool
+	started bool // the response's head is under way
+	// answered says that the response is the mesh's own: a time-out that made it
+	// does not end it.
+	answered bool
+
+	path    decide.Path
 	fx      filter.Exchange
 	facts   decide.Facts
 	verdict decide.RouteVerdict
 	rec     telemetry.Record
-	run     filter.Run
-	watch   watch
-	grpc    bool
-	cookie  string // set-cookie of a hash policy, "" where none is due
 
-	bytesIn    atomic.Int64
-	requestEnd atomic.Int64 // nanoseconds from start; 0: not yet
-	headSent   bool
-	answered   bool        // the response is the mesh's own: a time-out that made it does not end it
-	writing    atomic.Bool // a part of the body is being written: it may block
+	// Kept from one exchange to the next: what is the same in most.
+	inform   func(*stream.ResponseHead) // informational, made once
+	id       [36]byte                   // the request id that is in use
+	timeout  time.Duration              // whose text is timeoutText
+	timeText string
+	peer     string // whose service is peerService
+	peerDst  Service
+}
+
+// newExchange makes the object; e's pool calls it.
+func newExchange(e *Engine) *exchange {
+	s := &exchange{e: e}
+	s.inform = s.informational
+	s.watch.init(e.d.Wheel, s.timedOut)
+	s.fx.Facts, s.fx.Record = &s.facts, &s.rec
+	return s
 }
 
 // Exchange implements stream.Handler.
-func (x *connection) Exchange(client context.Context, req *stream.Request, w stream.Responder) {
-	s := &exchange{x: x, e: x.e, client: client, req: req, w: w}
-	ctx, cancel := context.WithCancel(client)
-	defer cancel()
-	s.ctx = ctx
-	s.begin(cancel)
+func (x *connection) Exchange(life *stream.Scope, req *stream.Request, w stream.Responder) {
+	s := x.e.exchanges.Get().(*exchange)
+	s.begin(x, life, req, w)
 	defer s.end()
-	defer s.recover()
+	s.serve()
+}
 
+func (s *exchange) serve() {
 	resp, err := s.respond()
+	s.resp = resp
 	if err != nil {
-		resp = s.fail(err)
+		s.resp = s.fail(err)
+	} else if !s.run.Over() {
+		if err := s.run.Response(s.life, &s.fx, resp); err != nil {
+			s.resp.End()
+			s.resp = s.fail(err)
+		}
 	}
-	if resp == nil { // nobody is left to answer
-		w.Abort()
+	if s.resp == nil { // nobody is left to answer
+		s.w.Abort()
 		return
 	}
-	if err := s.run.Response(ctx, &s.fx, resp); err != nil {
-		if resp.Body != nil {
-			_ = resp.Body.Close()
-		}
-		if resp = s.fail(err); resp == nil {
-			w.Abort()
-			return
-		}
-	}
-	s.send(resp)
+	s.send(s.resp)
 }
 
 // begin fills what is known before anything is decided.
-func (s *exchange) begin(cancel context.CancelFunc) {
-	x, e, h := s.x, s.e, &s.req.Head
-	s.grpc = h.Method == http.MethodPost && stream.GRPC(h.Header.Get(hContentType))
-	s.rec = telemetry.Record{
-		Start: e.d.Now(), Protocol: "http", HTTP: h.Protocol.String(),
-		Method: h.Method, Path: h.Path, Authority: h.Authority,
-		UserAgent: h.Header.Get("user-agent"), GRPCStatus: -1,
-	}
-	if s.grpc {
-		s.rec.Protocol = "grpc"
-	}
+func (s *exchange) begin(x *connection, life *stream.Scope, req *stream.Request, w stream.Responder) {
+	e, h := x.e, &req.Head
+	s.x, s.life, s.req, s.w, s.resp, s.body = x, life, req, w, nil, nil
+	s.cookie, s.grpc, s.started, s.answered = "", false, false, false
+	now, began := e.now()
+	s.path = decide.Path{}
+	s.began = began
+	s.rec = e.record
 	x.describe(&s.rec)
+	r := &s.rec
+	r.Start, r.HTTP, r.Method, r.Path, r.Received, r.Authority = now, h.Protocol.String(), h.Method, h.Path, h.Path, h.Authority
 	a, b := e.d.Rand(), e.d.Rand()
-	s.facts = decide.Facts{
-		PeerID: x.peer, Source: x.c.Source, Destination: x.c.Destination, ServerName: x.c.ServerName,
-		Draws: [4]uint32{draw(uint32(a)), draw(uint32(a >> 32)), draw(uint32(b)), draw(uint32(b >> 32))},
-		Now:   s.rec.Start,
-	}
-	s.fx = filter.Exchange{Facts: &s.facts, Local: x.c.Destination, Remote: x.c.Source, Record: &s.rec}
-	s.run = e.chain.Start()
-	received := s.req.Body
-	s.watch.start(or(e.c.Manager.StreamIdleTimeout, DefaultStreamIdle), func() {
-		cancel()
-		if received != nil {
-			_ = received.Close() // a Read that waits for the client fails
-		}
-		if s.writing.Load() {
-			s.w.Interrupt()
-		}
-	})
-	if s.req.Body != nil {
-		s.req.Body = &requestBody{Body: s.req.Body, s: s}
-		s.watch.requestBy(e.c.Manager.RequestTimeout)
-	} else {
-		s.requestEnd.Store(1)
+	f := &s.facts
+	f.PeerID, f.Source, f.Destination, f.ServerName = x.peer, x.c.Source, x.c.Destination, x.c.ServerName
+	f.Draws = [4]uint32{draw(uint32(a)), draw(uint32(a >> 32)), draw(uint32(b)), draw(uint32(b >> 32))}
+	f.Now, f.Claims, f.Metadata = now, nil, nil
+	s.fx.Reset()
+	s.fx.Local, s.fx.Remote = x.c.Destination, x.c.Source
+	s.watch.start(began, e.streamIdle)
+	if req.Body != nil {
+		s.receive()
 	}
 }
 
 // draw scales a random number to [0, 1 000 000).
 func draw(r uint32) uint32 { return uint32(uint64(r) * 1_000_000 >> 32) }
 
+// timedOut ends what the exchange waits for. The wheel calls it, once.
+func (s *exchange) timedOut() {
+	s.life.Cancel(errTimeout) // waits of the upstream fail
+	if s.body != nil {
+		_ = s.body.Body.Close() // a read that waits for the client fails
+	}
+	if s.watch.isWriting() {
+		s.w.Interrupt()
+	}
+}
+
+var errTimeout = errors.New("l7: a time-out ended the exchange")
+
 // respond carries the request as far as it comes: to a refusal, a filter's
 // answer, the route's own answer or an upstream's response.
 func (s *exchange) respond() (*stream.Response, error) {
+	if s.e.d.Overload.Refuse() {
+		return nil, &filter.Abort{Code: telemetry.Overload, Detail: "the process's memory is used up"}
+	}
 	if err := s.accept(); err != nil {
 		return nil, err
 	}
-	routes := s.e.c.Routes() // once: a request sees one configuration
-	resp, err := s.run.Request(s.ctx, &s.fx, s.req)
-	if resp != nil || err != nil {
+	if resp, err := s.normalise(); resp != nil || err != nil {
 		return resp, err
+	}
+	routes := s.e.c.Routes() // once: a request sees one configuration
+	if chain := s.e.c.Filters(); chain.Len() != 0 {
+		chain.Start(&s.run)
+		resp, err := s.run.Request(s.life, &s.fx, s.req)
+		if resp != nil || err != nil {
+			return resp, err
+		}
 	}
 	if s.fx.Route == nil {
 		if routes == nil {
 			return nil, &filter.Abort{Status: http.StatusServiceUnavailable, Code: telemetry.NoRoute, Detail: "the route configuration has not arrived yet"}
 		}
-		routes.Route(filter.Head{RequestHead: &s.req.Head}, &s.facts, nil, &s.verdict)
+		routes.Route(s.fx.Head(s.req), &s.facts, nil, &s.verdict)
 		s.fx.Route = &s.verdict
 	}
 	return s.follow(s.fx.Route)
 }
 
-// accept checks the request, brings its head into its one form and takes off
-// what the sender may not say.
-func (s *exchange) accept() error {
-	x, h := s.x, &s.req.Head
-	if h.Method == http.MethodConnect {
-		return &filter.Abort{Status: http.StatusNotImplemented, Code: telemetry.DownstreamProtocolError, Detail: "CONNECT is not served here"}
-	}
-	if err := checkAuthority(h.Authority); err != nil {
-		return err
-	}
-	if host, ok := h.Header.Lookup("host"); ok { // HTTP/2 only: the codecs take HTTP/1's off
-		if filter.NormaliseAuthority(host) != filter.NormaliseAuthority(h.Authority) {
-			return refuse("the fields host and :authority disagree")
-		}
-		h.Header.Del("host")
-	}
-	if h.Path != "*" || h.Method != http.MethodOptions {
-		p, err := NormalisePath(h.Path)
-		if err != nil {
-			return err
-		}
-		h.Path = p
-	}
-	if h.Upgrade != "" && !s.e.allows(h.Upgrade) {
-		if h.Protocol == stream.HTTP2 {
-			return &filter.Abort{Status: http.StatusNotImplemented, Code: telemetry.DownstreamProtocolError, Detail: "extended CONNECT for a protocol that is not allowed: " + h.Upgrade}
-		}
-		h.Upgrade = "" // a server may ignore an upgrade (RFC 9110, section 7.8)
-	}
-	h.Scheme = x.scheme()
-	x.sanitise(&h.Header)
-	s.rec.RequestID = x.requestID(&h.Header)
-	return nil
-}
-
 // follow does what the route says.
 func (s *exchange) follow(v *decide.RouteVerdict) (*stream.Response, error) {
 	s.rec.Route = v.RouteName
+	if err := s.permit(v); err != nil {
+		return nil, err
+	}
 	switch {
 	case v.NotFound:
 		return nil, &filter.Abort{Code: telemetry.NoRoute, Detail: "no route matches"}
 	case v.Redirect != "":
-		h := stream.Header{{Name: "location", Value: v.Redirect}}
-		return s.routed(v, &stream.Response{Head: stream.ResponseHead{Status: v.Status, Header: h, ContentLength: 0}}), nil
+		return s.routed(v, &stream.Response{Head: stream.ResponseHead{
+			Status: v.Status, Header: stream.Header{{Name: "location", Value: v.Redirect}}, ContentLength: 0,
+		}}), nil
 	case v.Direct != nil:
 		return s.routed(v, s.direct(v)), nil
 	}
@@ -188,18 +182,23 @@ func (s *exchange) follow(v *decide.RouteVerdict) (*stream.Response, error) {
 	return s.routed(v, resp), nil
 }
 
-// direct is a route's own response; to a gRPC request it is a status.
+// direct is a route's own response; to a gRPC request it is a status. One with
+// the status of an error is the mesh's, and says so.
 func (s *exchange) direct(v *decide.RouteVerdict) *stream.Response {
-	if s.grpc {
-		return &stream.Response{Head: stream.ResponseHead{Status: 200, ContentLength: -1, Header: stream.Header{
-			{Name: hContentType, Value: "application/grpc"},
-			{Name: hGRPCStatus, Value: strconv.Itoa(grpcOf(v.Status))},
-			{Name: hGRPCMessage, Value: grpcMessage(v.Direct.Body)},
-		}}}
-	}
 	var h stream.Header
+	if v.Status >= 400 {
+		s.rec.Code = telemetry.DirectResponse
+		h = append(h, s.e.proxyStatus(telemetry.DirectResponse))
+	}
+	if s.grpc {
+		return &stream.Response{Head: stream.ResponseHead{Status: 200, ContentLength: -1, Header: append(h,
+			stream.Field{Name: hContentType, Value: "application/grpc"},
+			stream.Field{Name: hGRPCStatus, Value: strconv.Itoa(grpcOf(v.Status))},
+			stream.Field{Name: hGRPCMessage, Value: grpcMessage(v.Direct.Body)},
+		)}}
+	}
 	if v.Direct.Body != "" {
-		h = stream.Header{{Name: hContentType, Value: "text/plain"}}
+		h = append(h, stream.Field{Name: hContentType, Value: "text/plain"})
 	}
 	return &stream.Response{
 		Head: stream.ResponseHead{Status: v.Status, Header: h, ContentLength: int64(len(v.Direct.Body))},
@@ -216,6 +215,12 @@ func (s *exchange) fail(err error) *stream.Response {
 		return nil
 	}
 	s.answered = true
+	if s.watch.fired() != telemetry.OK {
+		s.watch.restart() // over the answer
+	}
+	if s.rec.RequestID == "" { // refused before the head was looked through
+		s.describe(s.req.Head.Header.Get(hContentType), s.req.Head.Header.Get("user-agent"))
+	}
 	return s.e.answer(a, s.grpc)
 }
 
@@ -228,7 +233,7 @@ func (s *exchange) abort(err error) *filter.Abort {
 	if code, reason := s.x.c.Ended(); code != telemetry.OK {
 		return &filter.Abort{Code: code, Detail: reason}
 	}
-	if s.client.Err() != nil {
+	if s.life.Cause() != nil {
 		return &filter.Abort{Code: telemetry.DownstreamReset, Detail: "the client went away before the response"}
 	}
 	var a *filter.Abort
@@ -249,36 +254,157 @@ func (s *exchange) abort(err error) *filter.Abort {
 	return &filter.Abort{Code: telemetry.UpstreamReset, Detail: err.Error()}
 }
 
-// recover makes a panic end this request and no other.
-func (s *exchange) recover() {
+// end records the exchange and gives back what it held. It is deferred: a panic
+// of whatever the exchange called ends this request and no other.
+func (s *exchange) end() {
 	p := recover()
-	if p == nil {
-		return
+	if p != nil {
+		s.panicked(p)
 	}
-	s.e.d.Log.Error("a request's handler panicked", telemetry.KeyCode, telemetry.LocalPanic.String(),
-		telemetry.KeyError, p, telemetry.KeyStack, string(debug.Stack()), telemetry.KeyListener, s.x.c.Listener)
-	a := &filter.Abort{Code: telemetry.LocalPanic, Detail: "a handler panicked"}
-	s.rec.Code, s.rec.Detail = a.Code, a.Detail
-	if s.headSent {
+	s.watch.stop()
+	for sound := true; !s.run.Over(); {
+		if sound = s.done(); !sound {
+			p = errPanic
+		}
+	}
+	r := &s.rec
+	now := s.e.d.Wheel.Now()
+	s.life.Mark(now)
+	r.Duration = s.watch.since(now)
+	if b := s.body; b != nil {
+		r.BytesIn, r.RequestEnd = b.detach(r.BytesIn)
+	}
+	if r.FirstByte == 0 && s.started {
+		r.FirstByte = r.Duration // head and body came in one
+	}
+	r.Request = s.req.Head.Header
+	s.e.rec.Request(r)
+	s.resp.End() // its strings were borrowed until here
+	e := s.e
+	s.x, s.life, s.req, s.w, s.resp, s.body = nil, nil, nil, nil, nil, nil
+	if p == nil { // else nobody knows who holds what of it
+		e.exchanges.Put(s)
+	}
+}
+
+var errPanic = errors.New("l7: a filter panicked at the end of an exchange")
+
+// done calls the filters' Done; false where one of them panicked.
+func (s *exchange) done() (sound bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.note(p)
+		}
+	}()
+	s.run.Done(&s.fx)
+	return true
+}
+
+// panicked answers in the place of what panicked.
+func (s *exchange) panicked(p any) {
+	s.note(p)
+	if s.started {
 		s.w.Abort()
 		return
 	}
+	defer func() {
+		if p := recover(); p != nil { // the codec itself: the connection cannot be used
+			s.note(p)
+			s.w.Abort()
+		}
+	}()
+	s.resp.End()
 	s.answered = true
-	s.send(s.e.answer(a, s.grpc))
+	s.resp = s.e.answer(&filter.Abort{Code: telemetry.LocalPanic}, s.grpc)
+	s.send(s.resp)
 }
 
-// end records the exchange.
-func (s *exchange) end() {
-	s.watch.stop()
-	func() { // a filter's Done may panic, too
-		defer s.recover()
-		s.run.Done(&s.fx)
-	}()
-	s.rec.Duration = s.e.d.Now().Sub(s.rec.Start)
-	s.rec.BytesIn = s.bytesIn.Load()
-	if s.req.Body != nil {
-		s.rec.RequestEnd = time.Duration(s.requestEnd.Load())
-	}
-	s.rec.Request = s.req.Head.Header
-	s.e.rec.Request(&s.rec)
+// note writes a panic down.
+func (s *exchange) note(p any) {
+	s.e.d.Log.Error("a request's handler panicked", telemetry.KeyCode, telemetry.LocalPanic.String(),
+		telemetry.KeyError, p, telemetry.KeyStack, string(debug.Stack()), telemetry.KeyListener, s.x.c.Listener)
+	s.rec.Code, s.rec.Detail = telemetry.LocalPanic, "a handler panicked"
 }
+
+// receive puts the body that counts the request in the place of the codec's.
+func (s *exchange) receive() {
+	b := &requestBody{Body: s.req.Body, s: s, length: s.req.Head.ContentLength}
+	s.body = b
+	if c, ok := s.req.Body.(stream.Chunks); ok {
+		s.req.Body = &requestChunks{requestBody: b, chunks: c}
+	} else {
+		s.req.Body = b
+	}
+	s.watch.requestBy(s.e.c.Manager.RequestTimeout)
+}
+
+// requestBody counts the request and says when it is complete. It is not
+// pooled: whoever sends the request may hold it for longer than the exchange.
+type requestBody struct {
+	stream.Body
+	length int64 // as announced; -1: unknown
+
+	mu      sync.Mutex
+	s       *exchange     // guarded by mu; nil: the exchange is over
+	n       int64         // guarded by mu: bytes
+	ended   int64         // guarded by mu: moment of the wheel; 0: not yet
+	timeout time.Duration // guarded by mu: of the response, from the request's end
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.Body.Read(p)
+	b.got(n, err != nil && isEOF(err))
+	return n, err
+}
+
+// got notes what was read.
+func (b *requestBody) got(n int, eof bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.s == nil {
+		return
+	}
+	b.n += int64(n)
+	now := b.s.watch.touch()
+	// A known length is complete with its last byte: not every sender reads on.
+	if b.ended == 0 && (eof || b.length > 0 && b.n >= b.length) {
+		b.ended = max(now, 1)
+		b.s.watch.requestDone()
+		b.s.watch.responseBy(now, b.timeout)
+	}
+}
+
+// responseBy bounds the response from the request's end on; false where the
+// request has ended already.
+func (b *requestBody) responseBy(d time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.timeout = d
+	return b.ended == 0
+}
+
+// detach ends the accounting: the bytes, and the time from the exchange's begin
+// to the request's end, 0 where it did not come.
+func (b *requestBody) detach(more int64) (n int64, took time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended != 0 {
+		took = max(b.s.watch.since(b.ended), 1)
+	}
+	b.s = nil
+	return b.n + more, took
+}
+
+// requestChunks is a requestBody that lends its bytes.
+type requestChunks struct {
+	*requestBody
+	chunks stream.Chunks
+}
+
+func (b *requestChunks) Next() ([]byte, error) {
+	p, err := b.chunks.Next()
+	b.got(len(p), err != nil && isEOF(err))
+	return p, err
+}
+
+func (b *requestChunks) Ready() bool { return b.chunks.Ready() }

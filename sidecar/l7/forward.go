@@ -1,11 +1,11 @@
 package l7
 
 import (
-	"io"
+	"encoding/base64"
+	"encoding/binary"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
@@ -25,36 +25,38 @@ func (s *exchange) forward(v *decide.RouteVerdict) (*stream.Response, error) {
 		return nil, &filter.Abort{Code: telemetry.NoCluster, Detail: "cluster " + v.Cluster}
 	}
 	fw, h := v.Route.Forward, &s.req.Head
-	if fw.IdleTimeout != nil {
-		s.watch.idleAfter(*fw.IdleTimeout)
+	now := s.began // what is unsent by now took no time worth telling
+	if s.body != nil || !s.run.Over() {
+		now = s.watch.wheel.Now()
 	}
-	s.deadlines(fw)
+	if fw.IdleTimeout != nil {
+		s.watch.idleAfter(now, *fw.IdleTimeout)
+	}
+	s.deadlines(fw, now)
 	if v.Path != h.Path {
 		h.Header.Set(hOriginal, h.Path)
 		h.Path = v.Path
 	}
-	if v.Authority != filter.NormaliseAuthority(h.Authority) {
+	if v.Authority != s.fx.Head(s.req).Authority() {
 		h.Authority = v.Authority
 	}
 	mutateRequest(h, v)
 	o := cluster.Options{Retry: fw.Retry}
 	if fw.Retry != nil {
 		o.PerTryTimeout = fw.Retry.PerTryTimeout
+		if !s.e.clocks {
+			o.Now = s.rec.Start.Add(s.watch.since(now))
+		}
 	}
 	o.Hash, o.HasHash = s.hash(fw.Hash)
 	if s.req.Informational == nil {
-		s.req.Informational = func(h *stream.ResponseHead) {
-			s.writing.Store(true) // it may block as any write does: a time-out must end it
-			defer s.writing.Store(false)
-			if s.watch.fired() == telemetry.OK {
-				_ = s.w.Informational(h)
-			}
-		}
+		s.req.Informational = s.inform
 	}
 	if h.Upgrade != "" {
 		s.watch.unbound()
+		s.webSocketKey(h)
 	}
-	resp, at, err := up.RoundTrip(s.ctx, s.req, o)
+	resp, at, err := up.RoundTrip(s.life, s.req, o)
 	if at != nil {
 		s.rec.UpstreamHost, s.rec.UpstreamInstance, s.rec.Attempts = at.Host, at.Instance, at.Tries
 		s.upstreamPeer(at)
@@ -62,45 +64,82 @@ func (s *exchange) forward(v *decide.RouteVerdict) (*stream.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.watch.touch()
-	s.rec.FirstByte = s.e.d.Now().Sub(s.rec.Start)
+	if h.Upgrade != "" && h.Protocol == stream.HTTP2 && resp.Tunnel == nil && resp.Head.Status/100 == 2 {
+		// To this client 2xx would say that the tunnel is there (RFC 8441, section 5).
+		resp.End()
+		return nil, &filter.Abort{Code: telemetry.UpstreamProtocolError, Detail: "the application answered " + strconv.Itoa(resp.Head.Status) + " to an upgrade, which is neither acceptance nor refusal"}
+	}
+	s.watch.moved()
 	return resp, nil
+}
+
+// webSocketKey makes the key that a WebSocket handshake of HTTP/1.1 needs and one
+// of HTTP/2 has not (RFC 8441, section 5.1), for an endpoint that may speak the
+// former.
+func (s *exchange) webSocketKey(h *stream.RequestHead) {
+	const name = "sec-websocket-key"
+	if h.Protocol != stream.HTTP2 || h.Upgrade != "websocket" {
+		return
+	}
+	if _, ok := h.Header.Lookup(name); ok {
+		return
+	}
+	var key [16]byte
+	binary.NativeEndian.PutUint64(key[:], s.e.d.Rand())
+	binary.NativeEndian.PutUint64(key[8:], s.e.d.Rand())
+	h.Header.Add(name, base64.StdEncoding.EncodeToString(key[:]))
+}
+
+// informational passes a 1xx head on.
+func (s *exchange) informational(h *stream.ResponseHead) {
+	s.watch.writing() // it may block as any write does: a time-out must end it
+	defer s.watch.waiting()
+	if s.watch.fired() == telemetry.OK {
+		_ = s.w.Informational(h)
+	}
 }
 
 // deadlines sets the response's time-out, which begins when the request is
 // complete (as Envoy's RouteAction.timeout does: a stream that the client keeps
 // open is not cut), and the caller's own deadline, which shrinks on its way.
-func (s *exchange) deadlines(fw *resource.Forward) {
+func (s *exchange) deadlines(fw *resource.Forward, now int64) {
 	h := &s.req.Head.Header
 	timeout := DefaultRouteTimeout
 	if fw.Timeout != nil {
 		timeout = *fw.Timeout
 	}
-	if ms, err := strconv.ParseInt(h.Get(hExpected), 10, 64); err == nil && ms > 0 && s.x.trusted && s.e.c.Inbound {
-		if d := time.Duration(ms) * time.Millisecond; timeout == 0 || d < timeout {
-			timeout = d
+	told, at := h.Lookup(hExpected)
+	if at {
+		if ms, err := strconv.ParseInt(told, 10, 64); err == nil && ms > 0 && s.x.trusted && s.e.c.Inbound {
+			if d := time.Duration(min(ms, int64(maxTimeout/time.Millisecond))) * time.Millisecond; timeout == 0 || d < timeout {
+				timeout = d
+			}
 		}
+		h.Del(hExpected)
 	}
 	if s.grpc {
 		if d, ok := parseGRPCTimeout(h.Get(hGRPCTimeout)); ok {
-			left := max(d-time.Duration(s.watch.now()), time.Nanosecond)
-			s.watch.callerBy(left)
+			left := max(d-s.watch.since(now), time.Nanosecond)
+			s.watch.callerBy(now, min(left, maxTimeout))
 			h.Set(hGRPCTimeout, formatGRPCTimeout(left))
 		}
 	}
-	h.Del(hExpected)
 	if timeout <= 0 || s.req.Head.Upgrade != "" {
 		return
 	}
-	h.Set(hExpected, strconv.FormatInt(max(timeout.Milliseconds(), 1), 10))
-	if b, ok := s.req.Body.(*requestBody); ok && s.requestEnd.Load() == 0 {
-		b.timeout.Store(int64(timeout))
-		if s.requestEnd.Load() == 0 {
-			return // begins at the request's end
-		}
+	timeout = min(timeout, maxTimeout)
+	if s.timeout != timeout {
+		s.timeout, s.timeText = timeout, strconv.FormatInt(max(timeout.Milliseconds(), 1), 10)
 	}
-	s.watch.responseBy(timeout)
+	h.Add(hExpected, s.timeText)
+	if s.body != nil && s.body.responseBy(timeout) {
+		return // begins at the request's end
+	}
+	s.watch.responseBy(now, timeout)
 }
+
+// maxTimeout is the longest time-out that is kept; sums with it do not overflow.
+const maxTimeout = 365 * 24 * time.Hour
 
 // parseGRPCTimeout reads grpc-timeout: at most eight digits and a unit
 // (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
@@ -112,12 +151,24 @@ func parseGRPCTimeout(v string) (time.Duration, bool) {
 	if err != nil {
 		return 0, false
 	}
-	unit, ok := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second,
-		'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond}[v[len(v)-1]]
-	if !ok {
+	var unit time.Duration
+	switch v[len(v)-1] {
+	case 'H':
+		unit = time.Hour
+	case 'M':
+		unit = time.Minute
+	case 'S':
+		unit = time.Second
+	case 'm':
+		unit = time.Millisecond
+	case 'u':
+		unit = time.Microsecond
+	case 'n':
+		unit = time.Nanosecond
+	default:
 		return 0, false
 	}
-	if d := time.Duration(n) * unit; unit == 0 || n == 0 || d/unit == time.Duration(n) {
+	if d := time.Duration(n) * unit; n == 0 || d/unit == time.Duration(n) {
 		return d, true
 	}
 	return 1<<63 - 1, true // longer than a Duration can say
@@ -177,31 +228,6 @@ func mutate(h *stream.Header, m *resource.HeaderMutations) {
 	}
 	for _, f := range m.Add {
 		h.Add(strings.ToLower(f.Name), f.Value)
-	}
-}
-
-// requestBody counts the request and says when it is complete.
-type requestBody struct {
-	stream.Body
-	s       *exchange
-	timeout atomic.Int64 // of the response, from the request's end
-}
-
-func (b *requestBody) Read(p []byte) (int, error) {
-	n, err := b.Body.Read(p)
-	b.s.watch.touch()
-	total := b.s.bytesIn.Add(int64(n))
-	// A known length is complete with its last byte: not every sender reads on.
-	if err == io.EOF || b.s.req.Head.ContentLength > 0 && total >= b.s.req.Head.ContentLength {
-		b.done()
-	}
-	return n, err
-}
-
-func (b *requestBody) done() {
-	if b.s.requestEnd.CompareAndSwap(0, max(b.s.watch.now(), 1)) {
-		b.s.watch.requestDone()
-		b.s.watch.responseBy(time.Duration(b.timeout.Load()))
 	}
 }
 

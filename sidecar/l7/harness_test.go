@@ -42,9 +42,7 @@ type records struct {
 func (r *records) Request(rec *telemetry.Record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := *rec
-	c.Request, c.Response, c.Trailer = rec.Request.Clone(), rec.Response.Clone(), rec.Trailer.Clone()
-	r.got = append(r.got, c)
+	r.got = append(r.got, rec.Clone())
 }
 func (r *records) ConnOpened(*telemetry.Record) {}
 func (r *records) ConnClosed(*telemetry.Record) {}
@@ -67,8 +65,9 @@ type rig struct {
 	host   *netio.Host
 	ln     netio.Listener
 	rec    *records
-	drain  chan struct{}
+	drain  *stream.Scope
 	peer   string
+	sni    string // of connections without a peer
 	engine *Engine
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -92,7 +91,7 @@ func toApp() resource.Route {
 
 func newRig(t *testing.T, app upstream, edit func(*Config)) *rig {
 	t.Helper()
-	g := &rig{t: t, net: netio.NewMemory(), rec: &records{}, drain: make(chan struct{})}
+	g := &rig{t: t, net: netio.NewMemory(), rec: &records{}, drain: new(stream.Scope)}
 	g.host = g.net.Host("h", "10.0.0.1")
 	rt := routes(t, toApp())
 	c := Config{
@@ -129,12 +128,18 @@ func newRig(t *testing.T, app upstream, edit func(*Config)) *rig {
 			if err != nil {
 				return
 			}
+			g.connMu.Lock()
+			drain := g.drain
+			g.connMu.Unlock()
 			lc := &listener.Conn{Conn: conn, Listener: "l", Chain: "c", Version: "v1", Inbound: c.Inbound,
 				Source:      netip.MustParseAddrPort(conn.RemoteAddr().String()),
 				Destination: netip.MustParseAddrPort("10.0.0.1:80"),
-				Draining:    func() <-chan struct{} { return g.drain }}
+				Draining:    drain}
 			if g.peer != "" {
 				lc.Peer, lc.TLS = spiffeid.RequireFromString(g.peer), true
+			}
+			if g.sni != "" {
+				lc.ServerName, lc.TLS = g.sni, true
 			}
 			g.connMu.Lock()
 			g.conns = append(g.conns, lc)

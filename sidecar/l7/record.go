@@ -7,22 +7,34 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 )
 
-// describe fills what is known of every request of the connection.
-func (x *connection) describe(r *telemetry.Record) {
-	c, e := x.c, x.e
-	r.Inbound, r.Listener, r.Chain, r.Version = e.c.Inbound, c.Listener, c.Chain, c.Version
-	r.DownstreamRemote, r.DownstreamLocal = c.Source, c.Destination
-	src, dst := e.c.Source, e.c.Destination
-	if e.c.Inbound {
-		r.TLS = c.TLS
-		if x.peer != "" {
-			fillService(&src, x.peer)
-		}
+// template is the record of every request of the engine, as far as it is known
+// before there is one.
+func (e *Engine) template() telemetry.Record {
+	src, dst := &e.c.Source, &e.c.Destination
+	return telemetry.Record{
+		Inbound: e.c.Inbound, Protocol: "http", GRPCStatus: -1,
+		SourceService: src.Name, SourcePrincipal: src.Principal, SourceVersion: src.Version,
+		SourceNamespace: src.Namespace, SourceDatacenter: src.Datacenter,
+		DestinationService: dst.Name, DestinationPrincipal: dst.Principal, DestinationVersion: dst.Version,
+		DestinationNamespace: dst.Namespace, DestinationDatacenter: dst.Datacenter,
 	}
-	r.SourceService, r.SourcePrincipal, r.SourceVersion = src.Name, src.Principal, src.Version
-	r.SourceNamespace, r.SourceDatacenter = src.Namespace, src.Datacenter
-	r.DestinationService, r.DestinationPrincipal, r.DestinationVersion = dst.Name, dst.Principal, dst.Version
-	r.DestinationNamespace, r.DestinationDatacenter = dst.Namespace, dst.Datacenter
+}
+
+// describe adds to the template what is known of every request of the
+// connection.
+func (x *connection) describe(r *telemetry.Record) {
+	c := x.c
+	r.Listener, r.Chain, r.Version = c.Listener, c.Chain, c.Version
+	r.DownstreamRemote, r.DownstreamLocal = c.Source, c.Destination
+	if !r.Inbound {
+		return
+	}
+	r.TLS = c.TLS
+	if x.peer != "" {
+		src := &x.src
+		r.SourceService, r.SourcePrincipal = src.Name, src.Principal
+		r.SourceNamespace, r.SourceDatacenter = src.Namespace, src.Datacenter
+	}
 }
 
 // upstreamPeer fills the destination of an outbound request: what the peer
@@ -31,15 +43,21 @@ func (s *exchange) upstreamPeer(at *cluster.Attempt) {
 	if s.e.c.Inbound {
 		return
 	}
-	s.rec.TLS = at.TLS
-	dst := s.e.c.Destination
-	if at.Peer != "" {
-		fillService(&dst, at.Peer)
-	} else if dst.Name == "" {
-		dst.Name, _, _ = strings.Cut(s.rec.Cluster, ".")
+	r := &s.rec
+	r.TLS = at.TLS
+	if at.Peer == "" {
+		if r.DestinationService == "" {
+			r.DestinationService, _, _ = strings.Cut(r.Cluster, ".")
+		}
+		return
 	}
-	s.rec.DestinationService, s.rec.DestinationPrincipal = dst.Name, dst.Principal
-	s.rec.DestinationNamespace, s.rec.DestinationDatacenter = dst.Namespace, dst.Datacenter
+	if at.Peer != s.peer { // most requests go where the one before went
+		s.peer, s.peerDst = at.Peer, s.e.c.Destination
+		fillService(&s.peerDst, at.Peer)
+	}
+	dst := &s.peerDst
+	r.DestinationService, r.DestinationPrincipal = dst.Name, dst.Principal
+	r.DestinationNamespace, r.DestinationDatacenter = dst.Namespace, dst.Datacenter
 }
 
 // fillService reads Consul's form of SPIFFE ids:

@@ -39,6 +39,10 @@ func TestMalformed(t *testing.T) {
 		"CONNECT":           {"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 501},
 		"unknown expection": {"GET / HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n", 417},
 	} {
+		code := telemetry.DownstreamProtocolError
+		if tt.status == 431 {
+			code = telemetry.RequestHeaderTooLarge
+		}
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				reached := false
@@ -54,12 +58,12 @@ func TestMalformed(t *testing.T) {
 					t.Fatal(err)
 				}
 				b, _ := io.ReadAll(resp.Body)
-				if resp.StatusCode != tt.status || !strings.Contains(resp.Header.Get("Proxy-Status"), `details="downstream_protocol_error"`) {
+				if resp.StatusCode != tt.status || !strings.Contains(resp.Header.Get("Proxy-Status"), `details="`+code.String()+`"`) {
 					t.Errorf("%d %v %q", resp.StatusCode, resp.Header, b)
 				}
 				_ = c.Close()
 				time.Sleep(5 * time.Second)
-				if r := g.rec.last(t); r.Code != telemetry.DownstreamProtocolError || r.Status != tt.status || r.Detail == "" {
+				if r := g.rec.last(t); r.Code != code || r.Status != tt.status || r.Detail == "" {
 					t.Errorf("%+v", r)
 				}
 				if reached {
@@ -119,7 +123,7 @@ func TestRoutesAndMutations(t *testing.T) {
 		var got stream.RequestHead
 		app := func(ctx context.Context, req *stream.Request) (*stream.Response, error) {
 			got = req.Head
-			got.Header = req.Head.Header.Clone()
+			got.Header, got.Path, got.Authority = got.Header.Clone(), strings.Clone(got.Path), strings.Clone(got.Authority)
 			r := ok("x")
 			r.Head.Header = stream.Header{{Name: "server", Value: "app"}, {Name: "x-secret", Value: "1"}}
 			return r, nil
@@ -242,5 +246,45 @@ func TestHash(t *testing.T) {
 	}
 	if h(resource.HashPolicy{Cookie: "id", CookieTTL: &ttl, CookiePath: "/"}) == 0 || s.cookie != "id=7; Max-Age=60; Path=/; HttpOnly" {
 		t.Errorf("cookie %q", s.cookie)
+	}
+}
+
+// What a request says of its host must agree with itself and with the TLS
+// connection that it came on; case, port and a trailing dot make no difference.
+func TestHostsAgree(t *testing.T) {
+	for _, tt := range []struct {
+		sni, peer, target, host string
+		want                    int
+	}{
+		{"", "", "/", "App", 200},
+		{"", "", "http://app/", "app", 200},
+		{"", "", "http://APP.:80/x", "app:80", 200},
+		{"", "", "http://other/", "app", 400},
+		{"", "", "http://app:81/", "app", 400},
+		{"app.example", "", "/", "app.example", 200},
+		{"App.Example.", "", "/", "APP.example.:8443", 200},
+		{"app.example", "", "/", "other.example", 421},
+		{"app.example", "", "/", "app.example.evil", 421},
+		{"*.example", "", "/", "app.example", 421},
+		{"web.default.dc1.internal", "spiffe://td/ns/default/dc/dc1/svc/web", "/", "whatever", 200},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newRig(t, echo, func(c *Config) { c.Inbound = tt.peer != "" })
+			g.sni, g.peer = tt.sni, tt.peer
+			c := g.dial()
+			defer func() { _ = c.Close() }()
+			_, _ = io.WriteString(c, "GET "+tt.target+" HTTP/1.1\r\nHost: "+tt.host+"\r\n\r\n")
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			if resp.StatusCode != tt.want {
+				t.Errorf("%+v: %d", tt, resp.StatusCode)
+			}
+			if tt.want == 421 && !strings.Contains(resp.Header.Get("Proxy-Status"), "misdirected_request") {
+				t.Errorf("%+v: %v", tt, resp.Header)
+			}
+		})
 	}
 }

@@ -6,14 +6,16 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 )
 
-// buffers are those that responses are copied through.
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+func isEOF(err error) bool { return err == io.EOF }
 
-// send carries a response to the client: head, body as it comes, trailers.
+// send carries a response to the client: head, body as it comes, trailers. What
+// is there at once, head and body, is left to the codec to send in one write;
+// before anything is waited for it is flushed.
 func (s *exchange) send(resp *stream.Response) {
 	h := &resp.Head
 	s.rec.Status, s.rec.Response = h.Status, h.Header
@@ -21,72 +23,108 @@ func (s *exchange) send(resp *stream.Response) {
 		s.tunnel(resp)
 		return
 	}
-	if resp.Body != nil {
-		defer func() { _ = resp.Body.Close() }()
-	}
-	if s.rec.Protocol == "grpc" || stream.GRPC(h.Header.Get(hContentType)) {
-		s.grpcStatus(h.Header)
-	}
 	none := resp.Body == nil || noBody(s.req.Head.Method, h.Status)
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	first, err := 0, error(nil)
-	if _, status := h.Header.Lookup(hGRPCStatus); status && !none {
-		// gRPC's Trailers-Only: the head must carry the end of the stream.
-		if first, err = resp.Body.Read(buf[:]); first == 0 && err == io.EOF && len(resp.Body.Trailers()) == 0 {
-			none = true
+	b := body{c: nil, b: resp.Body}
+	if !none {
+		if c, ok := resp.Body.(stream.Chunks); ok {
+			b.c = c
+		} else {
+			b.buf = netio.GetBuf()
+			defer netio.PutBuf(b.buf)
 		}
 	}
-	s.headSent = true
+	var first []byte
+	var err error
+	if s.rec.Protocol == "grpc" || stream.GRPC(h.Header.Get(hContentType)) {
+		if s.grpcStatus(h.Header) && !none {
+			// gRPC's Trailers-Only: the head must carry the end of the stream.
+			if first, err = b.next(); len(first) == 0 && err == io.EOF && len(resp.Body.Trailers()) == 0 {
+				none = true
+			}
+		}
+	}
+	s.started = true
+	s.watch.writing()
 	if werr := s.w.Head(h, none); werr != nil {
 		s.clientGone(werr)
 		return
 	}
 	if none {
+		if werr := s.w.Finish(nil); werr != nil {
+			s.clientGone(werr)
+		}
 		return
 	}
-	s.pump(resp.Body, buf[:], first, err)
+	s.pump(&b, first, err, h.ContentLength)
 }
 
-// pump copies the body; n and err are what was read of it already.
-func (s *exchange) pump(body stream.Body, buf []byte, n int, err error) {
+// body is a response's body, read by whichever way it has.
+type body struct {
+	b   stream.Body
+	c   stream.Chunks // nil: it does not lend
+	buf *netio.Buf    // where c is nil
+}
+
+// next gives the next bytes, valid until the next call.
+func (b *body) next() ([]byte, error) {
+	if b.c != nil {
+		return b.c.Next()
+	}
+	n, err := b.b.Read(b.buf[:])
+	return b.buf[:n], err
+}
+
+// pump copies the body; p and err are what was read of it already. length is
+// what the head announced, -1: unknown.
+func (s *exchange) pump(b *body, p []byte, err error, length int64) {
 	for {
-		if n > 0 {
-			if werr := s.write(buf[:n]); werr == errTimeout {
+		if len(p) > 0 {
+			if werr := s.write(p); werr == errTimeout {
 				s.cutShort(werr)
 				return
 			} else if werr != nil {
 				s.clientGone(werr)
 				return
 			}
-			s.rec.BytesOut += int64(n)
-			s.watch.touch()
+			s.rec.BytesOut += int64(len(p))
 		}
 		if err != nil {
 			break
 		}
-		n, err = body.Read(buf)
+		if b.c != nil && b.c.Ready() || b.c == nil && s.rec.BytesOut == length {
+			p, err = b.next() // at once: what was written may wait for it
+			continue
+		}
+		if werr := s.w.Flush(); werr != nil {
+			s.clientGone(werr)
+			return
+		}
+		s.watch.waiting()
+		if now := s.watch.touch(); s.rec.FirstByte == 0 {
+			s.rec.FirstByte = s.watch.since(now)
+		}
+		p, err = b.next()
+		s.watch.writing()
 	}
 	if err != io.EOF {
 		s.cutShort(err)
 		return
 	}
-	trailers := body.Trailers()
-	trailers.StripTrailers()
-	s.rec.Trailer = trailers
-	s.grpcStatus(trailers)
+	trailers := b.b.Trailers()
+	if len(trailers) > 0 {
+		trailers.StripTrailers()
+		s.rec.Trailer = trailers
+		s.grpcStatus(trailers)
+	}
 	if werr := s.w.Finish(trailers); werr != nil {
 		s.clientGone(werr)
 	}
 }
 
-var errTimeout = errors.New("l7: a time-out ended the exchange")
-
 // write writes a part of the body. The time-out sets its code before it looks
-// at writing, so that one of both sees the other.
+// whether the exchange writes, so that one of both sees the other.
 func (s *exchange) write(p []byte) error {
-	s.writing.Store(true)
-	defer s.writing.Store(false)
+	s.watch.moved()
 	if !s.answered && s.watch.fired() != telemetry.OK {
 		return errTimeout
 	}
@@ -94,15 +132,19 @@ func (s *exchange) write(p []byte) error {
 	return err
 }
 
-// clientGone records that the client could not be written to.
+// clientGone records that the client could not be written to. What made the
+// mesh answer itself stays the reason.
 func (s *exchange) clientGone(err error) {
+	defer s.w.Abort()
+	if s.answered {
+		return
+	}
 	s.rec.Code, s.rec.Detail = telemetry.DownstreamReset, err.Error()
 	if code := s.watch.fired(); code != telemetry.OK {
 		s.rec.Code, s.rec.Detail = code, "time-out of "+s.watch.limit(code).String()
 	} else if code, reason := s.x.c.Ended(); code != telemetry.OK {
 		s.rec.Code, s.rec.Detail = code, reason
 	}
-	s.w.Abort()
 }
 
 // cutShort ends a response whose body failed: a gRPC client gets a status, any
@@ -113,57 +155,54 @@ func (s *exchange) cutShort(err error) {
 		a.Code = telemetry.UpstreamConnectionTermination // the head had come
 	}
 	s.rec.Code, s.rec.Detail = a.Code, a.Detail
-	if s.rec.Protocol == "grpc" && s.client.Err() == nil && a.Code != telemetry.DownstreamReset {
+	if s.rec.Protocol == "grpc" && a.Code != telemetry.DownstreamReset && (s.watch.fired() != telemetry.OK || s.life.Cause() == nil) {
 		t := s.e.grpcTrailers(a.Code)
 		s.rec.Trailer = t
 		s.grpcStatus(t)
 		_ = s.w.Finish(t)
 		return
 	}
+	_ = s.w.Flush() // what did come is the client's
 	s.w.Abort()
 }
 
-// grpcStatus keeps the status of a gRPC response's head or trailers.
-func (s *exchange) grpcStatus(h stream.Header) {
-	if v, ok := h.Lookup(hGRPCStatus); ok {
+// grpcStatus keeps the status of a gRPC response's head or trailers, and says
+// whether there is one.
+func (s *exchange) grpcStatus(h stream.Header) bool {
+	v, ok := h.Lookup(hGRPCStatus)
+	if ok {
 		if n, err := strconv.Atoi(v); err == nil && n >= 0 {
 			s.rec.GRPCStatus = n
 		}
 	}
+	return ok
 }
 
 // tunnel carries an accepted upgrade's bytes both ways until both directions
 // have ended or one has failed.
 func (s *exchange) tunnel(resp *stream.Response) {
-	up := resp.Tunnel
-	defer func() { _ = up.Close() }()
-	s.headSent = true
+	s.started = true
 	s.watch.unbound()
 	down, err := s.w.Accept(&resp.Head)
 	if err != nil {
 		s.clientGone(err)
 		return
 	}
-	defer func() { _ = down.Close() }()
-	ended := make(chan struct{})
-	var both sync.WaitGroup
-	both.Go(func() { // time-outs, drain and withdrawn permissions end both sides
-		select {
-		case <-s.ctx.Done():
-			_ = up.Close()
-			_ = down.Close()
-		case <-ended:
-		}
-	})
+	t := &tunnel{up: resp.Tunnel, down: down}
+	defer t.Cancelled(nil)
+	// Time-outs, drain and withdrawn permissions end both sides.
+	stop, live := stream.OnCancel(s.life, t)
+	if !live {
+		t.Cancelled(nil)
+	}
+	defer stop.Stop()
 	var in, out int64
 	var inErr, outErr error
 	var copies sync.WaitGroup
-	copies.Go(func() { in, inErr = s.copy(up, down) })
-	copies.Go(func() { out, outErr = s.copy(down, up) })
+	copies.Go(func() { in, inErr = s.copy(t, t.up, down) })
+	copies.Go(func() { out, outErr = s.copy(t, down, t.up) })
 	copies.Wait()
-	close(ended)
-	both.Wait()
-	s.bytesIn.Add(in)
+	s.rec.BytesIn += in
 	s.rec.BytesOut += out
 	if code := s.watch.fired(); code != telemetry.OK {
 		s.rec.Code, s.rec.Detail = code, "time-out of "+s.watch.limit(code).String()
@@ -174,17 +213,25 @@ func (s *exchange) tunnel(resp *stream.Response) {
 	}
 }
 
+// tunnel is both sides of an upgraded stream.
+type tunnel struct{ up, down stream.Tunnel }
+
+// Cancelled closes both: whoever copies comes back.
+func (t *tunnel) Cancelled(error) {
+	_ = t.up.Close()
+	_ = t.down.Close()
+}
+
 // copy carries one direction; its failure ends the other.
-func (s *exchange) copy(dst, src stream.Tunnel) (n int64, err error) {
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
+func (s *exchange) copy(t *tunnel, dst, src stream.Tunnel) (n int64, err error) {
+	buf := netio.GetBuf()
+	defer netio.PutBuf(buf)
 	for {
 		m, rerr := src.Read(buf[:])
 		if m > 0 {
 			s.watch.touch()
 			if _, err := dst.Write(buf[:m]); err != nil {
-				_ = src.Close()
-				_ = dst.Close()
+				t.Cancelled(nil)
 				return n, err
 			}
 			n += int64(m)
@@ -193,8 +240,7 @@ func (s *exchange) copy(dst, src stream.Tunnel) (n int64, err error) {
 			return n, dst.CloseWrite()
 		}
 		if rerr != nil {
-			_ = src.Close()
-			_ = dst.Close()
+			t.Cancelled(nil)
 			return n, rerr
 		}
 	}

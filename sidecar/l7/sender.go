@@ -3,6 +3,7 @@ package l7
 import (
 	"strings"
 
+	"github.com/parrel-mesh/parrel/sidecar/filter"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -22,6 +23,13 @@ const (
 	hProxyStatus = "proxy-status"
 )
 
+// seen is what one pass over a request's fields finds for the engine itself.
+type seen struct {
+	host, userAgent, contentType, requestID string
+
+	hasHost bool
+}
+
 // sanitise takes off what the sender may not say, and says what the mesh knows.
 //
 // Fields about who asked are believed of our own application and of peers that
@@ -29,33 +37,100 @@ const (
 // with underscores is dropped from everybody: applications that read their
 // headers from CGI-like variables cannot tell it from the real name.
 // x-forwarded-client-cert is forwarded only where the configuration says so.
-func (x *connection) sanitise(h *stream.Header) {
-	m := x.e.c.Manager
-	keepXFCC := m.XFCC == resource.AppendForwardXFCC && x.peer != ""
-	out := (*h)[:0]
-	for _, f := range *h {
-		switch kind := senderField(f.Name); {
-		case kind == senderNone:
-		case kind == senderXFCC && !(keepXFCC && f.Name == hXFCC):
-			continue
-		case strings.IndexByte(f.Name, '_') >= 0, !x.trusted:
+//
+// It is one pass: the first byte of a name tells most fields from those that
+// anything is to be done about.
+func (x *connection) sanitise(h *stream.Header) (s seen) {
+	fields := *h
+	kept := 0 // fields[:kept] stay; equal to i until the first is dropped
+	for i := range fields {
+		f := &fields[i]
+		if f.Name == "" {
 			continue
 		}
-		out = append(out, f)
+		switch f.Name[0] {
+		case 'x', 'f':
+			if f.Name == hRequestID {
+				s.requestID = f.Value
+			} else if x.drops(f.Name) {
+				continue
+			}
+		case 'h':
+			if f.Name == "host" {
+				s.host, s.hasHost = f.Value, true
+			}
+		case 'u':
+			if s.userAgent == "" && f.Name == "user-agent" {
+				s.userAgent = f.Value
+			}
+		case 'c':
+			if s.contentType == "" && f.Name == hContentType {
+				s.contentType = f.Value
+			}
+		}
+		if kept != i {
+			fields[kept] = *f
+		}
+		kept++
 	}
-	*h = out
-	if m.XFCC != resource.SanitizeXFCC && x.peer != "" {
+	*h = fields[:kept]
+	if x.xfcc != "" {
 		x.setXFCC(h)
 	}
-	if m.UseRemoteAddress && x.c.Source.IsValid() {
-		addr := x.c.Source.Addr().Unmap().String()
-		if prior, ok := h.Values(hXFF); ok && prior != "" {
+	if x.addr != "" {
+		x.setXFF(h)
+	}
+	return s
+}
+
+// drops says whether a field goes. name is lower case.
+func (x *connection) drops(name string) bool {
+	switch kind := senderField(name); kind {
+	case senderNone:
+		return false
+	case senderXFCC:
+		return name != hXFCC || !x.keepXFCC
+	default:
+		return !x.trusted || strings.IndexByte(name, '_') >= 0
+	}
+}
+
+// know works out once what is said of the client on every request.
+func (x *connection) know() {
+	m, c := x.e.c.Manager, x.c
+	x.peer = c.PeerName()
+	x.trusted = !x.e.c.Inbound && !x.e.c.Strangers || x.peer != ""
+	x.src = x.e.c.Source
+	if x.e.c.Inbound && x.peer != "" {
+		fillService(&x.src, x.peer)
+	}
+	x.keepXFCC = m.XFCC == resource.AppendForwardXFCC && x.peer != ""
+	if m.XFCC != resource.SanitizeXFCC && !c.Peer.IsZero() { // other names have no place in URI=
+		x.xfcc = "URI=" + x.peer
+		if by := x.e.c.Destination.Principal; by != "" {
+			x.xfcc = "By=" + by + ";" + x.xfcc
+		}
+	}
+	if c.TLS && x.peer == "" {
+		x.sni = filter.NormaliseAuthority(c.ServerName)
+	}
+	if m.UseRemoteAddress && c.Source.IsValid() {
+		x.addr = c.Source.Addr().Unmap().String()
+	}
+}
+
+// setXFF adds the client's address, and the scheme where nobody said it.
+func (x *connection) setXFF(h *stream.Header) {
+	addr := x.addr
+	if prior, ok := h.Values(hXFF); ok {
+		if prior != "" {
 			addr = prior + "," + addr
 		}
-		h.Set(hXFF, addr)
-		if _, ok := h.Lookup(hXFP); !ok {
-			h.Add(hXFP, x.scheme())
-		}
+		h.Del(hXFF)
+	}
+	h.Add(hXFF, addr)
+	if _, ok := h.Lookup(hXFP); !ok {
+		h.Add(hXFP, x.scheme())
 	}
 }
 
@@ -70,14 +145,14 @@ func (x *connection) scheme() string {
 
 // setXFCC adds this hop's element in Envoy's form.
 func (x *connection) setXFCC(h *stream.Header) {
-	el := "URI=" + x.peer
-	if by := x.e.c.Destination.Principal; by != "" {
-		el = "By=" + by + ";" + el
+	el := x.xfcc
+	if prior, ok := h.Values(hXFCC); ok {
+		if prior != "" {
+			el = prior + "," + el
+		}
+		h.Del(hXFCC)
 	}
-	if prior, ok := h.Values(hXFCC); ok && prior != "" {
-		el = prior + "," + el
-	}
-	h.Set(hXFCC, el)
+	h.Add(hXFCC, el)
 }
 
 type senderKind uint8
@@ -116,44 +191,6 @@ func spelledPrefix(name, prefix string) bool {
 			c = '-'
 		}
 		if c != prefix[i] {
-			return false
-		}
-	}
-	return true
-}
-
-// requestID keeps a sane x-request-id and makes one where there is none
-// (a UUID of version 4, RFC 9562, section 5.4).
-func (x *connection) requestID(h *stream.Header) string {
-	if id, ok := h.Lookup(hRequestID); ok && len(id) > 0 && len(id) <= 128 && visible(id) {
-		return id
-	}
-	const digits = "0123456789abcdef"
-	a, b := x.e.d.Rand(), x.e.d.Rand()
-	a = a&^0xf000 | 0x4000
-	b = b&^(3<<62) | 2<<62
-	var u [36]byte
-	n := 0
-	for i := range 32 {
-		if i == 8 || i == 12 || i == 16 || i == 20 {
-			u[n] = '-'
-			n++
-		}
-		v := a
-		if i >= 16 {
-			v = b
-		}
-		u[n] = digits[v>>(60-4*(i%16))&15]
-		n++
-	}
-	id := string(u[:])
-	h.Set(hRequestID, id)
-	return id
-}
-
-func visible(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] <= ' ' || s[i] >= 0x7f {
 			return false
 		}
 	}

@@ -1,85 +1,113 @@
 package l7
 
 import (
+	"bytes"
 	"context"
-	"strings"
-	"sync"
+	"errors"
+	"os"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/h2"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
-// codec says which version of HTTP the connection speaks: as configured, by
-// ALPN, or by whether its first bytes are HTTP/2's preface (RFC 9113, section
-// 3.3: prior knowledge). The connection that it returns has every byte.
-func (e *Engine) codec(ctx context.Context, c *listener.Conn, draining <-chan struct{}, idle time.Duration) (netio.Conn, bool, error) {
+// version is what a connection speaks.
+type version uint8
+
+const (
+	unknownVersion version = iota // nothing that could be read came
+	speaksHTTP1
+	speaksHTTP2
+	saysNothing // nothing came so far
+	slowHead    // some bytes came, and then no more
+)
+
+// told is the version as far as configuration or ALPN say it.
+func (e *Engine) told(c *listener.Conn) version {
 	switch {
 	case e.c.Manager.Codec == resource.CodecHTTP1 || e.c.Manager.Codec == resource.CodecAuto && c.ALPN == "http/1.1":
-		return c, false, nil
+		return speaksHTTP1
 	case e.c.Manager.Codec == resource.CodecHTTP2 || c.ALPN == "h2":
-		return c, true, nil
+		return speaksHTTP2
 	}
-	// No request is in hand yet: ending or draining ends the wait.
-	waiting, done := context.WithCancel(ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		select {
-		case <-draining:
-		case <-waiting.Done():
-			if ctx.Err() == nil {
-				return
-			}
-		}
-		_ = c.SetReadDeadline(time.Unix(1, 0))
-	})
-	first, err := readFirst(c, idle, or(e.c.Manager.RequestHeadersTimeout, DefaultHeaderTimeout))
-	done()
-	watch.Wait()
-	if err != nil {
-		return nil, false, err
-	}
-	_ = c.SetReadDeadline(time.Time{})
-	return &replayed{Conn: c, first: first}, len(first) >= sniffed && strings.HasPrefix(h2.Preface, string(first)), nil
+	return unknownVersion
 }
 
 // sniffed is how many bytes tell HTTP/2 from HTTP/1: no method of HTTP/1 is
 // called PRI (RFC 9113, section 11.6).
 const sniffed = len("PRI ")
 
-func readFirst(c netio.Conn, idle, head time.Duration) ([]byte, error) {
-	buf := make([]byte, len(h2.Preface))
-	_ = c.SetReadDeadline(time.Now().Add(idle))
-	for n := 0; ; {
-		m, err := c.Read(buf[n:])
-		n += m
-		if n >= sniffed || n > 0 && !strings.HasPrefix(h2.Preface, string(buf[:n])) {
-			return buf[:n], nil
+// past is a deadline that has passed in any clock.
+var past = time.Unix(1, 0)
+
+// sniff tells the version by the first bytes, which are HTTP/2's preface or not
+// (RFC 9113, section 3.3: prior knowledge), and gives what it read. It waits for
+// the first byte as long as wait says, and holds no buffer until it came; it is
+// saysNothing where none did. Where not either is spoken it is HTTP/1.1.
+func (e *Engine) sniff(ctx context.Context, c *listener.Conn, wait time.Duration, either bool) (first netio.Pending, v version) {
+	// Ending ends the wait at once. Who connected just before a drain is about to
+	// ask, and may not ask again where a connection that it never used fails: it is
+	// given a moment, and its request is then the last.
+	_ = c.SetReadDeadline(time.Now().Add(wait))
+	stop, live := stream.OnCancel(ctx, (*ender)(c))
+	defer stop.Stop()
+	if !live {
+		return first, unknownVersion
+	}
+	if c.Draining != nil {
+		if !c.Draining.Attach((*drainer)(c)) {
+			_ = c.SetReadDeadline(time.Now().Add(min(wait, drainGrace)))
 		}
-		if err != nil {
-			return nil, err
+		defer c.Draining.Detach((*drainer)(c))
+	}
+	over := func() bool { return ctx.Err() != nil || c.Draining != nil && c.Draining.Cause() != nil }
+	var err error
+	if first.Buf, first.N, err = netio.ReadBuf(c.Conn); first.N == 0 {
+		if isTimeout(err) && !over() {
+			_ = c.SetReadDeadline(time.Time{})
+			return first, saysNothing
 		}
-		if n == m { // the first bytes
-			_ = c.SetReadDeadline(time.Now().Add(head))
+		return first, unknownVersion
+	}
+	if !either {
+		_ = c.SetReadDeadline(time.Time{})
+		return first, speaksHTTP1
+	}
+	_ = c.SetReadDeadline(time.Now().Add(e.headerTimeout))
+	for first.N < sniffed && bytes.HasPrefix([]byte(h2.Preface), first.Bytes()) {
+		n, err := c.Read(first.Buf[first.N:])
+		first.N += n
+		if n == 0 && err != nil {
+			first.Release()
+			if isTimeout(err) && !over() {
+				return first, slowHead
+			}
+			return first, unknownVersion
 		}
 	}
-}
-
-// replayed gives the first bytes once more.
-type replayed struct {
-	netio.Conn
-	first []byte
-}
-
-func (r *replayed) Read(p []byte) (int, error) {
-	if len(r.first) > 0 {
-		n := copy(p, r.first)
-		if r.first = r.first[n:]; len(r.first) == 0 {
-			r.first = nil
-		}
-		return n, nil
+	_ = c.SetReadDeadline(time.Time{})
+	if first.N >= sniffed && string(first.Buf[:sniffed]) == h2.Preface[:sniffed] {
+		return first, speaksHTTP2
 	}
-	return r.Conn.Read(p)
+	return first, speaksHTTP1
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// ender ends a read of the connection.
+type ender listener.Conn
+
+func (e *ender) Cancelled(error) { _ = (*listener.Conn)(e).SetReadDeadline(past) }
+
+// drainGrace is how long a drained connection may take to send its first bytes.
+const drainGrace = time.Second
+
+// drainer bounds the wait for a connection's first bytes.
+type drainer listener.Conn
+
+func (d *drainer) Cancelled(error) {
+	_ = (*listener.Conn)(d).SetReadDeadline(time.Now().Add(drainGrace))
 }

@@ -10,17 +10,28 @@ import (
 type Endpoint struct {
 	// Address names it; read-only.
 	Address string
-	active  atomic.Int64
+	// Owner is whatever the one who built the set keeps beside it, so that a pick
+	// needs no search; read-only, and never looked at here.
+	Owner any
+	// Two counters that only grow: one addition at each end of a request tells
+	// both what is in hand and what there has been.
+	begun, ended atomic.Int64
 }
 
 // Active is the number of requests or connections in hand.
-func (e *Endpoint) Active() int64 { return e.active.Load() }
+func (e *Endpoint) Active() int64 {
+	ended := e.ended.Load() // first: never below zero
+	return e.begun.Load() - ended
+}
+
+// Total is the number of requests or connections that ever began.
+func (e *Endpoint) Total() uint64 { return uint64(e.begun.Load()) }
 
 // Begin counts a request in, End counts it out: least request goes by it.
-func (e *Endpoint) Begin() { e.active.Add(1) }
+func (e *Endpoint) Begin() { e.begun.Add(1) }
 
 // End ends what Begin began.
-func (e *Endpoint) End() { e.active.Add(-1) }
+func (e *Endpoint) End() { e.ended.Add(1) }
 
 // Entry is one endpoint of a set.
 type Entry struct {

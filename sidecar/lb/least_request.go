@@ -60,10 +60,10 @@ func (p *leastPicker) better(i, best int) bool {
 }
 
 func (p *leastPicker) Pick(in Info) *Endpoint {
-	best := p.draw(p.rand())
 	if len(p.eps) == 1 {
 		return p.eps[0]
 	}
+	best := p.draw(p.rand())
 	for range p.choices - 1 {
 		i := p.draw(p.rand())
 		if p.weights == nil && i == best { // two different ones of an equal set

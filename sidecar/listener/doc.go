@@ -12,7 +12,8 @@
 // is refused is refused with a code, in the log and in telemetry; after every
 // Update and Recheck of the live index no connection is open that the present
 // configuration would not allow. The path of a connection takes no
-// configuration lock.
+// configuration lock; a connection that its handler left idle ([Parker]) has no
+// goroutine and is ended, drained and authorised again like any other.
 //
 // Test to read first: TestDenyEndsOpenConnection.
 package listener

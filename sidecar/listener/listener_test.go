@@ -125,7 +125,7 @@ var echo = HandlerFunc(func(_ context.Context, c *Conn) {
 				return
 			}
 			_, _ = fmt.Fprintf(c, "%s says %s", c.Peer.Path(), s)
-		case <-c.Draining():
+		case <-c.Draining.Done():
 			_ = c.Close()
 			for range lines {
 			}
@@ -473,7 +473,7 @@ func TestHeldPortServesThoseWhoWaited(t *testing.T) {
 func TestDrain(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		slow := HandlerFunc(func(_ context.Context, c *Conn) {
-			<-c.Draining()
+			<-c.Draining.Done()
 			time.Sleep(3 * time.Second) // the work in hand
 			_, _ = io.WriteString(c, "done\n")
 		})

@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/live"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -28,6 +30,8 @@ type Deps struct {
 	Log      *slog.Logger
 	Now      func() time.Time // nil: time.Now
 	Limits   Limits
+	// Overload admits connections; nil: as many as come.
+	Overload *overload.Manager
 }
 
 // Limits of a Set; zero fields take the defaults.
@@ -46,11 +50,14 @@ type Limits struct {
 // Set is the open sockets of one workload. Its methods are safe for concurrent
 // use.
 type Set struct {
-	Deps                    // read-only after NewSet
-	ctx  context.Context    // handlers'; ends with Run
-	stop context.CancelFunc // ends ctx
-	turn chan struct{}      // whoever holds it changes sockets
-	wg   sync.WaitGroup     // accept loops and connections
+	Deps                      // read-only after NewSet
+	ctx    context.Context    // handlers'; ends with Run
+	stop   context.CancelFunc // ends ctx
+	turn   chan struct{}      // whoever holds it changes sockets
+	wg     sync.WaitGroup     // accept loops and connections, those without a goroutine too
+	idle   netio.Idler        // connections that their engines left idle
+	serial atomic.Uint64      // of connections
+	unshed func()             // takes shed off Overload
 
 	mu     sync.Mutex
 	open   map[string]*socket        // guarded by mu: by listener name
@@ -94,6 +101,7 @@ func NewSet(d Deps) *Set {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.turn <- struct{}{}
+	s.unshed = d.Overload.OnShed(s.shed)
 	return s
 }
 
@@ -292,6 +300,8 @@ func (s *Set) Run(ctx context.Context) error {
 		so.cut(telemetry.DrainTimeout, "the sidecar ends")
 	}
 	s.wg.Wait()
+	s.idle.Close()
+	s.unshed()
 	for _, so := range all {
 		so.quiet.end()
 	}

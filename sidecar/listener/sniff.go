@@ -4,11 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/netio"
@@ -37,9 +35,7 @@ func sniff(raw netio.Conn, l Limits) (*hello, netio.Conn, error) {
 	if err := raw.SetReadDeadline(time.Now().Add(l.Sniff)); err != nil {
 		return nil, raw, err
 	}
-	r := &recorder{Conn: raw, limit: l.Hello}
-	first := make([]byte, 1)
-	_, err := io.ReadFull(r, first)
+	b, n, err := netio.ReadBuf(raw)
 	if cerr := clearDeadline(raw); err == nil {
 		err = cerr
 	}
@@ -48,16 +44,21 @@ func sniff(raw netio.Conn, l Limits) (*hello, netio.Conn, error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, raw, nil
 	default:
+		if b != nil {
+			netio.PutBuf(b)
+		}
 		return nil, raw, err
 	}
-	if first[0] != recordHandshake {
-		return nil, &replay{Conn: raw, prefix: r.taken}, nil
+	if b[0] != recordHandshake {
+		return nil, netio.Replay(raw, netio.Pending{Buf: b, N: n}), nil
 	}
+	r := &recorder{Conn: raw, limit: l.Hello, taken: b[:n]}
 	h, err := readHello(raw, r, l)
 	if err != nil {
+		netio.PutBuf(b)
 		return nil, raw, err
 	}
-	return h, &replay{Conn: raw, prefix: r.taken}, nil
+	return h, r.replay(b), nil
 }
 
 // readHello lets crypto/tls read the ClientHello: it reassembles records and
@@ -66,7 +67,6 @@ func readHello(raw netio.Conn, r *recorder, l Limits) (*hello, error) {
 	if err := raw.SetReadDeadline(time.Now().Add(l.Sniff)); err != nil {
 		return nil, err
 	}
-	r.again = len(r.taken)
 	var h *hello
 	_ = tls.Server(r, &tls.Config{GetConfigForClient: func(i *tls.ClientHelloInfo) (*tls.Config, error) {
 		h = &hello{serverName: strings.ToLower(i.ServerName), alpn: append([]string(nil), i.SupportedProtos...)}
@@ -92,26 +92,26 @@ func clearDeadline(c net.Conn) error { return c.SetReadDeadline(time.Time{}) }
 // recorder keeps what is read, within a limit, and writes nothing.
 type recorder struct {
 	netio.Conn
-	taken []byte
-	again int // bytes of taken that are read a second time
-	given int // bytes of those already given
+	taken []byte // in a pooled buffer as long as it fits
+	given int    // bytes of it that were given
 	limit int
 	err   error // of the connection, or of the limit
 }
 
 func (r *recorder) Read(p []byte) (int, error) {
-	if r.given < r.again {
-		n := copy(p, r.taken[r.given:r.again])
-		r.given += n
-		return n, nil
-	}
-	room := r.limit - len(r.taken)
+	room := r.limit - r.given
 	if room <= 0 {
 		r.err = errHelloLarge
 		return 0, r.err
 	}
+	if r.given < len(r.taken) {
+		n := copy(p[:min(len(p), room)], r.taken[r.given:])
+		r.given += n
+		return n, nil
+	}
 	n, err := r.Conn.Read(p[:min(len(p), room)])
 	r.taken = append(r.taken, p[:n]...)
+	r.given += n
 	if err != nil {
 		r.err = err
 	}
@@ -121,36 +121,22 @@ func (r *recorder) Read(p []byte) (int, error) {
 func (r *recorder) Write(p []byte) (int, error) { return len(p), nil }
 func (r *recorder) Close() error                { return nil }
 
-// replay is a connection whose first bytes were read already.
-type replay struct {
-	netio.Conn
-	prefix []byte // the reader's goroutine only
-}
-
-func (c *replay) Read(p []byte) (int, error) {
-	if len(c.prefix) == 0 {
-		return c.Conn.Read(p)
+// replay gives a connection that starts with what was read. b is where reading
+// began.
+func (r *recorder) replay(b *netio.Buf) netio.Conn {
+	if len(r.taken) <= len(b) { // then it never left b
+		return netio.Replay(r.Conn, netio.Pending{Buf: b, N: len(r.taken)})
 	}
-	n := copy(p, c.prefix)
-	if c.prefix = c.prefix[n:]; len(c.prefix) == 0 {
-		c.prefix = nil
+	c, rest := r.Conn, r.taken
+	for len(rest) > 0 { // from the end
+		at := (len(rest) - 1) / len(b) * len(b)
+		if at > 0 {
+			next := netio.GetBuf()
+			c = netio.Replay(c, netio.Pending{Buf: next, N: copy(next[:], rest[at:])})
+		} else {
+			c = netio.Replay(c, netio.Pending{Buf: b, N: copy(b[:], rest)})
+		}
+		rest = rest[:at]
 	}
-	return n, nil
-}
-
-// WaitReadable implements netio.Conn.
-func (c *replay) WaitReadable() error {
-	if len(c.prefix) > 0 {
-		return nil
-	}
-	return c.Conn.WaitReadable()
-}
-
-// Raw gives the kernel socket once the replayed bytes are read: whoever splices
-// before would lose them.
-func (c *replay) Raw() (syscall.RawConn, bool) {
-	if len(c.prefix) > 0 {
-		return nil, false
-	}
-	return c.Conn.Raw()
+	return c
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/parrel-mesh/parrel/mtls"
@@ -117,6 +119,91 @@ func TestSplitHelloIsReplayed(t *testing.T) {
 			t.Errorf("the engine saw %d bytes, want the %d that were sent", len(all), len(hello)+8)
 		}
 	})
+}
+
+// A ClientHello chooses the same chain wherever TCP cuts it and however many
+// records carry it, in one write or many.
+func TestSplitHelloChoosesTheSameChain(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		cfg := b.byName()
+		got, other := make(chan []byte, 1), make(chan []byte, 1)
+		cfg.Chains["passed"].Handler = collect(got)
+		cfg.Chains["plain"].Handler = collect(other)
+		b.update("1", cfg)
+		hello := clientHello(t, "x.pass.test")
+		try := func(what string, at int, sent []byte) {
+			t.Helper()
+			c := b.dial(21000)
+			_, _ = c.Write(sent[:at])
+			synctest.Wait()
+			_, _ = c.Write(sent[at:])
+			_ = c.CloseWrite()
+			select {
+			case all := <-got:
+				if !bytes.Equal(all, sent) {
+					t.Fatalf("%s: the engine saw %d bytes, want the %d that were sent", what, len(all), len(sent))
+				}
+			case <-other:
+				t.Fatalf("%s: taken for another chain", what)
+			case <-time.After(time.Minute):
+				t.Fatalf("%s: no chain; records %+v", what, b.rec.take())
+			}
+			c.Close()
+		}
+		body := hello[5:]
+		for at := 1; at < len(hello); at++ {
+			try(fmt.Sprintf("cut after %d bytes", at), at, hello)
+		}
+		record := func(p []byte) []byte { return append([]byte{22, 3, 1, byte(len(p) >> 8), byte(len(p))}, p...) }
+		for at := 1; at < len(body); at++ {
+			two := append(record(body[:at]), record(body[at:])...)
+			try(fmt.Sprintf("two records, the first of %d bytes", at), at+5, two)
+			try(fmt.Sprintf("two records, the first of %d bytes, cut in the second's head", at), at+8, two)
+		}
+		var many []byte
+		for rest := body; len(rest) > 0; {
+			n := min(20, len(rest))
+			many, rest = append(many, record(rest[:n])...), rest[n:]
+		}
+		try("records of 20 bytes", len(many)/2, many)
+	})
+}
+
+// A name is the same in any case; a wildcard stands for one label or more, as in
+// Envoy, and not for none; a name with a trailing dot is none (RFC 6066, 3).
+func TestNamesOfHellos(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		cfg := b.byName()
+		got := make(chan []byte, 1)
+		cfg.Chains["passed"].Handler = collect(got)
+		b.update("1", cfg)
+		for name, want := range map[string]bool{
+			"x.pass.test": true, "X.Pass.TEST": true, "x.y.pass.test": true, "x.pass.test.": false, "pass.test": false, "xpass.test": false, ".pass.test": false,
+		} {
+			c := b.dial(21000)
+			_, _ = c.Write(clientHelloRaw(t, name))
+			_ = c.CloseWrite()
+			select {
+			case <-got:
+				if !want {
+					t.Errorf("%s: taken", name)
+				}
+			case <-time.After(time.Minute):
+				if want {
+					t.Errorf("%s: not taken", name)
+				}
+			}
+			c.Close()
+		}
+	})
+}
+
+// clientHelloRaw is a ClientHello with a name that crypto/tls would not send as
+// it is.
+func clientHelloRaw(t *testing.T, name string) []byte {
+	t.Helper()
+	stand := strings.Repeat("q", len(name)-2) + ".z"
+	return bytes.Replace(clientHello(t, stand), []byte(stand), []byte(name), 1)
 }
 
 func TestHelloThatStopsIsRefused(t *testing.T) {

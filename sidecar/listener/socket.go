@@ -52,6 +52,9 @@ func newActive(s *Set, version string, c Config, before *active) *active {
 
 func (s *Set) tlsConfig(ch *Chain) *tls.Config {
 	t := ch.Resource.TLS
+	if ch.Own != nil {
+		return ch.Own.Config
+	}
 	p := mtls.ServerParams{
 		Params: mtls.Params{
 			Identity: s.Identity, Trust: ch.Trust, Authorise: ch.PeerAllowed, ALPN: t.ALPN,
@@ -96,6 +99,7 @@ type socket struct {
 	mu       sync.Mutex
 	conns    map[*tracked]struct{} // guarded by mu
 	draining string                // guarded by mu: why, "" where not
+	empty    chan struct{}         // guarded by mu: closed when conns gets empty; nil: nobody waits
 }
 
 // leftOut says how many refusals the log does not have.
@@ -108,11 +112,21 @@ func (so *socket) leftOut(n int) {
 func (so *socket) accept() {
 	pause := time.Duration(0)
 	for {
+		if !so.set.Overload.Await(so.set.ctx.Done()) {
+			return
+		}
 		c, err := so.ln.AcceptConn()
 		if err == nil {
 			pause = 0
 			so.counters.accepted.Add(1)
-			so.set.wg.Go(func() { so.handle(c) })
+			ticket, code := so.set.Overload.Admit(so.name, int(so.counters.active.Load()), addrPort(c.RemoteAddr()).Addr())
+			if code != telemetry.OK {
+				so.turnAway(c, code)
+				continue
+			}
+			so.counters.active.Add(1)
+			so.set.wg.Add(1)
+			go so.handle(c, ticket)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) || so.set.ctx.Err() != nil {
@@ -146,13 +160,17 @@ func (so *socket) drain(reason string) {
 func (so *socket) finish(ctx context.Context) int {
 	for {
 		so.mu.Lock()
-		conns := so.copyLocked()
-		so.mu.Unlock()
-		if len(conns) == 0 {
+		if len(so.conns) == 0 {
+			so.mu.Unlock()
 			return 0
 		}
+		if so.empty == nil {
+			so.empty = make(chan struct{})
+		}
+		empty := so.empty
+		so.mu.Unlock()
 		select {
-		case <-conns[0].done:
+		case <-empty:
 		case <-ctx.Done():
 			return so.cut(telemetry.DrainTimeout, "the connection had not ended when the time for draining was over")
 		}
@@ -182,17 +200,19 @@ type Counts struct {
 	Accepted, Active                                                  uint64
 	AcceptErrors, NoChain, SniffFailures, TLSFailures, RBACDenied     uint64
 	Reauthorised /* ended because permission was withdrawn */, Panics uint64
+	Limited                                                           uint64 // closed at once because of a limit of connections or of memory
 }
 
 type counters struct {
 	accepted, active                                              atomic.Uint64
 	acceptErrors, noChain, sniff, tls, rbac, reauthorised, panics atomic.Uint64
+	limited                                                       atomic.Uint64
 }
 
 func (c *counters) read() Counts {
 	return Counts{
 		Accepted: c.accepted.Load(), Active: c.active.Load(),
 		AcceptErrors: c.acceptErrors.Load(), NoChain: c.noChain.Load(), SniffFailures: c.sniff.Load(),
-		TLSFailures: c.tls.Load(), RBACDenied: c.rbac.Load(), Reauthorised: c.reauthorised.Load(), Panics: c.panics.Load(),
+		TLSFailures: c.tls.Load(), RBACDenied: c.rbac.Load(), Reauthorised: c.reauthorised.Load(), Panics: c.panics.Load(), Limited: c.limited.Load(),
 	}
 }

@@ -8,7 +8,7 @@ import (
 // Index holds every open connection of one workload. Safe for concurrent use.
 type Index struct {
 	mu      sync.Mutex
-	entries map[*node]struct{} // guarded by mu
+	entries map[Entry]struct{} // guarded by mu
 
 	turn chan struct{} // one Recheck at a time
 	rec  Config
@@ -20,8 +20,6 @@ type Config struct {
 	Workers int
 }
 
-type node struct{ Entry }
-
 // Counts says how a Recheck came out.
 type Counts struct{ Checked, Kept, Draining, Closed int }
 
@@ -30,23 +28,23 @@ func New(c Config) *Index {
 	if c.Workers <= 0 {
 		c.Workers = 8
 	}
-	x := &Index{entries: make(map[*node]struct{}), turn: make(chan struct{}, 1), rec: c}
+	x := &Index{entries: make(map[Entry]struct{}), turn: make(chan struct{}, 1), rec: c}
 	x.turn <- struct{}{}
 	return x
 }
 
-// Add puts an open connection into the index. remove takes it out again; it is
-// idempotent and must be called when the connection is over.
-func (x *Index) Add(e Entry) (remove func()) {
-	n := &node{e}
+// Add puts an open connection into the index; Remove it when it is over.
+func (x *Index) Add(e Entry) {
 	x.mu.Lock()
-	x.entries[n] = struct{}{}
+	x.entries[e] = struct{}{}
 	x.mu.Unlock()
-	return func() {
-		x.mu.Lock()
-		delete(x.entries, n)
-		x.mu.Unlock()
-	}
+}
+
+// Remove takes it out again. It is idempotent.
+func (x *Index) Remove(e Entry) {
+	x.mu.Lock()
+	delete(x.entries, e)
+	x.mu.Unlock()
 }
 
 // Len is the number of open connections.
@@ -54,13 +52,6 @@ func (x *Index) Len() int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return len(x.entries)
-}
-
-// Each calls f for every entry of a copy of the index, without a lock held.
-func (x *Index) Each(f func(Entry)) {
-	for _, n := range x.copy() {
-		f(n.Entry)
-	}
 }
 
 // Recheck asks every entry whether it may stay and ends those that may not. It
@@ -77,16 +68,16 @@ func (x *Index) Recheck(ctx context.Context) Counts {
 	}
 	defer func() { x.turn <- struct{}{} }()
 
-	nodes := x.copy()
-	workers := min(x.rec.Workers, (len(nodes)+63)/64)
+	entries := x.copy()
+	workers := min(x.rec.Workers, (len(entries)+63)/64)
 	if workers <= 1 {
-		return check(ctx, nodes)
+		return check(ctx, entries)
 	}
 	parts := make([]Counts, workers)
 	var wg sync.WaitGroup
 	for i := range workers {
-		lo, hi := i*len(nodes)/workers, (i+1)*len(nodes)/workers
-		wg.Go(func() { parts[i] = check(ctx, nodes[lo:hi]) })
+		lo, hi := i*len(entries)/workers, (i+1)*len(entries)/workers
+		wg.Go(func() { parts[i] = check(ctx, entries[lo:hi]) })
 	}
 	wg.Wait()
 	var sum Counts
@@ -99,8 +90,8 @@ func (x *Index) Recheck(ctx context.Context) Counts {
 	return sum
 }
 
-func check(ctx context.Context, nodes []*node) (c Counts) {
-	for _, n := range nodes {
+func check(ctx context.Context, entries []Entry) (c Counts) {
+	for _, n := range entries {
 		if ctx.Err() != nil {
 			return c
 		}
@@ -119,10 +110,10 @@ func check(ctx context.Context, nodes []*node) (c Counts) {
 	return c
 }
 
-func (x *Index) copy() []*node {
+func (x *Index) copy() []Entry {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	out := make([]*node, 0, len(x.entries))
+	out := make([]Entry, 0, len(x.entries))
 	for n := range x.entries {
 		out = append(out, n)
 	}

@@ -18,12 +18,8 @@ type conn struct {
 	ended []string
 }
 
-func (c *conn) entry() Entry {
-	return Entry{
-		Recheck: func() (Verdict, string) { return c.fate, "as told" },
-		End:     func(v Verdict, why string) { c.ended = append(c.ended, fmt.Sprint(v, " ", why)) },
-	}
-}
+func (c *conn) Recheck() (Verdict, string) { return c.fate, "as told" }
+func (c *conn) End(v Verdict, why string)  { c.ended = append(c.ended, fmt.Sprint(v, " ", why)) }
 
 func TestRecheckEndsWhatMayNotStay(t *testing.T) {
 	for _, n := range []int{3, 300} { // one goroutine, several
@@ -32,7 +28,7 @@ func TestRecheckEndsWhatMayNotStay(t *testing.T) {
 		var want Counts
 		for i := range conns {
 			conns[i].fate = Verdict(i % 3)
-			x.Add(conns[i].entry())
+			x.Add(&conns[i])
 		}
 		want = Counts{Checked: n, Kept: n / 3, Draining: n / 3, Closed: n / 3}
 		if got := x.Recheck(t.Context()); got != want {
@@ -50,10 +46,10 @@ func TestRecheckEndsWhatMayNotStay(t *testing.T) {
 func TestRemovedIsNotAsked(t *testing.T) {
 	x := New(Config{})
 	a, b := &conn{fate: CloseNow}, &conn{fate: CloseNow}
-	remove := x.Add(a.entry())
-	x.Add(b.entry())
-	remove()
-	remove()
+	x.Add(a)
+	x.Add(b)
+	x.Remove(a)
+	x.Remove(a)
 	if got := x.Recheck(t.Context()); got.Checked != 1 || len(a.ended) != 0 || len(b.ended) != 1 {
 		t.Errorf("%+v, a %v, b %v", got, a.ended, b.ended)
 	}
@@ -65,11 +61,28 @@ func TestRemovedIsNotAsked(t *testing.T) {
 func TestRecheckStopsWithItsContext(t *testing.T) {
 	x := New(Config{})
 	c := &conn{fate: CloseNow}
-	x.Add(c.entry())
+	x.Add(c)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if got := x.Recheck(ctx); got.Checked != 0 || len(c.ended) != 0 {
 		t.Errorf("%+v, ended %v", got, c.ended)
+	}
+}
+
+// nested adds another one when it is ended.
+type nested struct {
+	x     *Index
+	ended *atomic.Int64
+	depth int
+}
+
+func (n *nested) Recheck() (Verdict, string) { _ = n.x.Len(); return CloseNow, "" }
+
+func (n *nested) End(Verdict, string) {
+	n.ended.Add(1)
+	n.x.Remove(n)
+	if n.depth > 0 {
+		n.x.Add(&nested{n.x, n.ended, n.depth - 1})
 	}
 }
 
@@ -78,30 +91,17 @@ func TestRecheckStopsWithItsContext(t *testing.T) {
 func TestNoLockIsHeld(t *testing.T) {
 	x := New(Config{})
 	var ended atomic.Int64
-	var add func(depth int)
-	add = func(depth int) {
-		var remove func()
-		remove = x.Add(Entry{
-			Recheck: func() (Verdict, string) { _ = x.Len(); return CloseNow, "" },
-			End: func(Verdict, string) {
-				ended.Add(1)
-				remove()
-				if depth > 0 {
-					add(depth - 1)
-				}
-			},
-		})
-	}
 	for range 200 {
-		add(2)
+		x.Add(&nested{x, &ended, 2})
 	}
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
 			for range 50 {
-				remove := x.Add((&conn{}).entry())
+				c := &conn{}
+				x.Add(c)
 				x.Recheck(context.Background())
-				remove()
+				x.Remove(c)
 			}
 		})
 	}
@@ -114,7 +114,7 @@ func TestNoLockIsHeld(t *testing.T) {
 func BenchmarkRecheck10k(b *testing.B) {
 	x := New(Config{})
 	for range 10_000 {
-		x.Add((&conn{}).entry())
+		x.Add(&conn{})
 	}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -2,67 +2,101 @@ package netio
 
 import (
 	"io"
-	"net"
-	"sync"
 )
 
-// bufSize is how much a Copy through user space holds in memory.
-const bufSize = 32 << 10
-
-var buffers = sync.Pool{New: func() any { return new([bufSize]byte) }}
+// Progress, where given to a copy, is told that bytes have passed.
+type Progress interface{ Passed() }
 
 // Copy copies from src to dst until src ends or either fails, and returns the
-// number of bytes that dst took. Where both are kernel sockets of TCP the kernel
-// moves the bytes (splice(2)); else one pooled buffer of 32 kB is held, and only
-// while there is something to read: an idle connection holds none.
-func Copy(dst, src Conn) (int64, error) {
-	dst, src = unwrap(dst), unwrap(src)
-	d, dok := dst.(*osConn)
-	s, sok := src.(*osConn)
-	if dok && sok {
-		if t, ok := d.kernelConn.(*net.TCPConn); ok {
-			n, err := t.ReadFrom(s.kernelConn)
-			return n, d.watch.explain("write", s.watch.explain("read", err))
-		}
+// number of bytes that dst took. While nothing is under way it holds nothing.
+//
+// It begins with a pooled buffer of 16 KB, which is cheapest for messages. Where
+// both are kernel sockets of TCP and buffers come full, the kernel moves the
+// bytes (splice(2)) for as long as it finds many; between TLS and anything,
+// several records go in one system call.
+func Copy(dst, src Conn) (int64, error) { return CopyTold(dst, src, nil) }
+
+// CopyTold is Copy that tells p of its progress.
+func CopyTold(dst, src Conn, p Progress) (int64, error) {
+	c := copier{dst: unwrap(dst), src: unwrap(src), p: p}
+	for r, ok := c.dst.(*replay); ok; r, ok = c.dst.(*replay) { // its bytes are for reading
+		c.dst = unwrap(r.Conn)
 	}
-	if _, ok := src.(*tlsConn); ok {
-		return copyHolding(dst, src)
-	}
-	var n int64
+	c.tls, _ = c.dst.(*TLSConn)
+	return c.run()
+}
+
+// fullOnes is how many full buffers in a row prove a flow to be bulk.
+const fullOnes = 4
+
+type copier struct {
+	dst, src Conn
+	tls      *TLSConn // dst, where it is one
+	p        Progress
+	n        int64
+	full     int // full buffers in a row
+}
+
+func (c *copier) run() (int64, error) {
+	d, dok := c.dst.(*osConn)
+	s, sok := c.src.(*osConn)
+	splices := dok && sok && canSplice(d, s)
 	for {
-		if err := src.WaitReadable(); err != nil {
-			return n, err
+		if r, ok := c.src.(*replay); ok && !r.buffered() {
+			c.src = unwrap(r.Conn)
+			return c.run()
 		}
-		m, err := copyOnce(dst, src)
-		n += m
-		if err == io.EOF {
-			return n, nil
+		if splices && c.full >= fullOnes {
+			err := c.splice(d, s)
+			c.full = 0
+			if err == errNoSplice {
+				splices = false
+			} else if err != nil {
+				return c.n, end(err)
+			}
+			continue
+		}
+		t, n, err := readTaken(c.src, !splices && c.full > 0)
+		if n > 0 {
+			if n == len(t.bytes()) || n > 3*maxPlain {
+				c.full++
+			} else {
+				c.full = 0
+			}
+			err = c.write(&t, n)
+			t.release()
 		}
 		if err != nil {
-			return n, err
+			return c.n, end(err)
 		}
 	}
 }
 
-// copyHolding keeps one buffer for the whole copy: of a TLS connection one
-// cannot tell that a byte is there without taking it off.
-func copyHolding(dst, src Conn) (int64, error) {
-	buf := buffers.Get().(*[bufSize]byte)
-	defer buffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:])
+// write writes the first n bytes of t.
+func (c *copier) write(t *taken, n int) (err error) {
+	if c.tls != nil {
+		if err = c.tls.writeTaken(t, n); err == nil {
+			c.passed(n)
+		}
+		return err
+	}
+	n, err = c.dst.Write(t.bytes()[:n])
+	c.passed(n)
+	return err
 }
 
-func copyOnce(dst, src Conn) (int64, error) {
-	buf := buffers.Get().(*[bufSize]byte)
-	defer buffers.Put(buf)
-	n, err := src.Read(buf[:])
-	if n > 0 {
-		m, werr := dst.Write(buf[:n])
-		if werr != nil {
-			return int64(m), werr
-		}
+func (c *copier) passed(n int) {
+	c.n += int64(n)
+	if c.p != nil && n > 0 {
+		c.p.Passed()
 	}
-	return int64(n), err
+}
+
+func end(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 // unwrap takes counting wrappers off, which have a method Unwrap.

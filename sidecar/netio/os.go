@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -26,8 +27,9 @@ const (
 	acceptBackoffMax = time.Second
 )
 
-// OS is the kernel's network. The zero value is usable.
-type OS struct{}
+// OS is the kernel's network. The zero value is usable; [Guarded] gives one whose
+// connections are counted.
+type OS struct{ guard *Guard }
 
 var _ Net = OS{}
 
@@ -38,8 +40,8 @@ var keepAlive = net.KeepAliveConfig{
 // Listen opens a listening socket. Its address may be taken over at once after
 // a restart (SO_REUSEADDR, which package net sets); a stale Unix socket on which
 // nobody listens is replaced.
-func (OS) Listen(ctx context.Context, network, address string) (Listener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+func (n OS) Listen(ctx context.Context, network, address string) (Listener, error) {
+	lc := listenConfig()
 	if network == "unix" {
 		removeStale(ctx, address)
 	}
@@ -47,7 +49,7 @@ func (OS) Listen(ctx context.Context, network, address string) (Listener, error)
 	if err != nil {
 		return nil, fmt.Errorf("netio: listen %s %s: %w", network, address, err)
 	}
-	return &osListener{Listener: l, done: make(chan struct{})}, nil
+	return &osListener{Listener: l, done: make(chan struct{}), guard: n.guard}, nil
 }
 
 // removeStale removes a Unix socket that no process listens on any more.
@@ -67,13 +69,21 @@ func removeStale(ctx context.Context, path string) {
 }
 
 // Dial connects. ctx bounds only the connecting.
-func (OS) Dial(ctx context.Context, network, address string) (Conn, error) {
+func (n OS) Dial(ctx context.Context, network, address string) (Conn, error) {
+	if n.guard != nil {
+		if err := n.guard.dial(); err != nil {
+			return nil, err
+		}
+	}
 	d := net.Dialer{KeepAliveConfig: keepAlive}
 	c, err := d.DialContext(ctx, network, address)
 	if err != nil {
+		if n.guard != nil {
+			n.guard.dialled.Add(-1)
+		}
 		return nil, fmt.Errorf("netio: %w", err)
 	}
-	return wrap(c)
+	return wrap(c, n.guard, false)
 }
 
 // ListenPacket opens a datagram socket.
@@ -88,7 +98,8 @@ func (OS) ListenPacket(ctx context.Context, network, address string) (net.Packet
 
 type osListener struct {
 	net.Listener
-	done chan struct{} // closed by Close
+	done  chan struct{} // closed by Close
+	guard *Guard
 }
 
 func (l *osListener) Accept() (net.Conn, error) { return l.AcceptConn() }
@@ -106,7 +117,10 @@ func (l *osListener) AcceptConn() (Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err == nil {
-			conn, err := wrap(c)
+			if l.guard != nil {
+				l.guard.accepted.Add(1)
+			}
+			conn, err := wrap(c, l.guard, true)
 			if err != nil { // reset between accept and setsockopt: not the listener's failure
 				c.Close()
 				continue
@@ -154,34 +168,85 @@ type osConn struct {
 	kernelConn
 	rc    syscall.RawConn
 	watch *watch // nil: not watched
+	guarded
+	descriptor
+
+	waits   Waiting // nil: nobody is told; see BeforeWait
+	closing atomic.Bool
+	parkFD  atomic.Int32 // the descriptor plus one, once it was parked
+	idler   atomic.Pointer[Idler]
+	yield   yield
+	full    bool // the last read filled its buffer: more is there; one goroutine reads
 }
 
-func wrap(c net.Conn) (Conn, error) {
+// wrap makes a Conn of c; where it fails, c is closed and no longer counted.
+func wrap(c net.Conn, g *Guard, accepted bool) (Conn, error) {
+	o := &osConn{guarded: guarded{g: g, accepted: accepted}}
 	k, ok := c.(kernelConn)
 	if !ok {
 		c.Close()
+		o.end()
 		return nil, fmt.Errorf("netio: %s is not a stream network", c.LocalAddr().Network())
 	}
 	rc, err := k.SyscallConn()
 	if err != nil {
 		c.Close()
+		o.end()
 		return nil, fmt.Errorf("netio: %w", err)
 	}
-	o := &osConn{kernelConn: k, rc: rc}
+	o.kernelConn, o.rc = k, rc
+	if err := rc.Control(func(fd uintptr) { o.fd = fd }); err != nil {
+		o.descriptor.shut()
+	}
 	if t, ok := k.(*net.TCPConn); ok {
-		o.watch = newWatch(t, rc)
+		o.watch = newWatch(t, o)
 	}
 	return o, nil
 }
 
 func (c *osConn) Read(p []byte) (int, error) {
-	n, err := c.kernelConn.Read(p)
-	return n, c.watch.explain("read", err)
+	c.hold()
+	n, err := c.recv(p)
+	if err != nil {
+		err = c.watch.explain("read", err)
+	}
+	return n, err
+}
+
+func (c *osConn) readTaken(big bool) (taken, int, error) {
+	c.hold()
+	t, n, err := c.recvBuf(big)
+	if err != nil {
+		err = c.watch.explain("read", err)
+	}
+	return t, n, err
 }
 
 func (c *osConn) Write(p []byte) (int, error) {
-	n, err := c.kernelConn.Write(p)
-	return n, c.watch.explain("write", err)
+	n, err := c.send(p)
+	if err != nil {
+		err = c.watch.explain("write", err)
+	}
+	return n, err
+}
+
+func (c *osConn) writeBuffers(bufs [][]byte) (int64, error) {
+	n, err := c.sendv(bufs)
+	if err != nil {
+		err = c.watch.explain("write", err)
+	}
+	return n, err
+}
+
+// failed makes an error as package net words it: err is of RawConn (closed,
+// deadline), errno of the system call.
+func (c *osConn) failed(op, call string, err error, errno syscall.Errno) error {
+	if err == nil {
+		err = os.NewSyscallError(call, errno)
+	} else if oe, ok := err.(*net.OpError); ok {
+		err = oe.Err
+	}
+	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }
 
 func (c *osConn) CloseWrite() error {
@@ -189,23 +254,39 @@ func (c *osConn) CloseWrite() error {
 }
 
 func (c *osConn) SetDeadline(t time.Time) error {
-	return c.watch.explain("set", c.kernelConn.SetDeadline(t))
+	return c.watch.explain("set", c.bound(readBound|writeBound, !t.IsZero(), func() error { return c.kernelConn.SetDeadline(t) }))
 }
 
 func (c *osConn) SetReadDeadline(t time.Time) error {
-	return c.watch.explain("set", c.kernelConn.SetReadDeadline(t))
+	return c.watch.explain("set", c.bound(readBound, !t.IsZero(), func() error { return c.kernelConn.SetReadDeadline(t) }))
 }
 
 func (c *osConn) SetWriteDeadline(t time.Time) error {
-	return c.watch.explain("set", c.kernelConn.SetWriteDeadline(t))
+	return c.watch.explain("set", c.bound(writeBound, !t.IsZero(), func() error { return c.kernelConn.SetWriteDeadline(t) }))
 }
 
 // Close succeeds, too, where the watch has closed the connection before.
 func (c *osConn) Close() error {
+	c.end()
 	c.watch.stop()
-	err := c.kernelConn.Close()
+	err := c.shut()
 	if c.watch != nil && c.watch.gone.Load() != nil {
 		return nil
+	}
+	return err
+}
+
+// shut closes the descriptor and wakes what is parked on it: see parkSocket.
+func (c *osConn) shut() error {
+	c.closing.Store(true)
+	var w Waker
+	if i := c.idler.Load(); i != nil {
+		w = i.take(c)
+	}
+	c.descriptor.shut()
+	err := c.kernelConn.Close()
+	if w != nil {
+		w.Wake()
 	}
 	return err
 }
@@ -242,7 +323,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 func (c *osConn) WaitReadable() error {
-	return c.watch.explain("read", waitReadable(c.rc))
+	return c.watch.explain("read", c.waitReadable())
 }
 
 // SetKeepAlive changes how a dead idle peer is found on a kernel's TCP

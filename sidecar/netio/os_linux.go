@@ -2,12 +2,44 @@ package netio
 
 import (
 	"encoding/binary"
-	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// listenConfig sets keep-alive on the listening socket: what it accepts inherits
+// that (tcp_create_openreq_child copies the listener's socket), and four system
+// calls less are made for each connection.
+func listenConfig() net.ListenConfig {
+	lc := net.ListenConfig{KeepAlive: -1, Control: func(network, _ string, c syscall.RawConn) error {
+		if !strings.HasPrefix(network, "tcp") {
+			return nil
+		}
+		var err error
+		ctl := c.Control(func(fd uintptr) {
+			for _, o := range [...]struct{ level, name, value int }{
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAliveIdle / time.Second)},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAliveInterval / time.Second)},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount},
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			} {
+				if err == nil {
+					err = unix.SetsockoptInt(int(fd), o.level, o.name, o.value)
+				}
+			}
+		})
+		if ctl != nil {
+			return ctl
+		}
+		return err
+	}}
+	lc.SetMultipathTCP(false) // package net's default; the watch, splices and inherited options are TCP's
+	return lc
+}
 
 // soOriginalDst is SO_ORIGINAL_DST of linux/netfilter_ipv4.h and
 // IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h.
@@ -43,26 +75,4 @@ func ntohs(p uint16) uint16 {
 	var b [2]byte
 	binary.NativeEndian.PutUint16(b[:], p)
 	return uint16(b[0])<<8 | uint16(b[1])
-}
-
-// waitReadable waits in the runtime's poller; nothing is taken off the socket.
-func waitReadable(rc syscall.RawConn) error {
-	var perr error
-	err := rc.Read(func(fd uintptr) bool {
-		var b [1]byte
-		for {
-			_, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			if perr != unix.EINTR {
-				break
-			}
-		}
-		return perr != unix.EAGAIN
-	})
-	if err != nil {
-		return fmt.Errorf("netio: wait: %w", err)
-	}
-	if perr != nil {
-		return fmt.Errorf("netio: wait: %w", perr)
-	}
-	return nil
 }

@@ -3,17 +3,11 @@
 package netio
 
 import (
+	"net"
 	"net/netip"
 	"syscall"
 )
 
 func originalDst(syscall.RawConn, bool) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
 
-func waitReadable(rc syscall.RawConn) error {
-	first := true
-	return rc.Read(func(uintptr) bool { // called again once the poller says readable
-		ready := !first
-		first = false
-		return ready
-	})
-}
+func listenConfig() net.ListenConfig { return net.ListenConfig{KeepAliveConfig: keepAlive} }

@@ -88,8 +88,9 @@ func (e *errSilent) Timeout() bool { return true }
 // watch looks at one connection every watchEvery until stop, the end of the
 // connection, or the peer's silence, for which it resets the connection.
 type watch struct {
-	c  *net.TCPConn
-	rc syscall.RawConn
+	c     *net.TCPConn
+	rc    syscall.RawConn
+	owner *osConn
 
 	gone atomic.Pointer[errSilent] // set before the connection is closed for it
 
@@ -102,42 +103,49 @@ type watch struct {
 
 // newWatch watches c; nil where there is nothing to watch for: on loopback the
 // peer cannot vanish without an RST.
-func newWatch(c *net.TCPConn, rc syscall.RawConn) *watch {
+func newWatch(c *net.TCPConn, owner *osConn) *watch {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); !ok || a.IP.IsLoopback() || !canLook {
 		return nil
 	}
-	w := &watch{c: c, rc: rc}
+	w := &watch{c: c, rc: owner.rc, owner: owner}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer = time.AfterFunc(watchEvery, w.tick)
 	return w
 }
 
-// tick holds mu throughout, so that stop waits for it; none of its calls block.
 func (w *watch) tick() {
+	if w.look() {
+		_ = w.c.SetLinger(0)
+		_ = w.owner.shut()
+	}
+}
+
+// look says whether the connection is to be reset. It holds mu throughout, so
+// that stop waits for it; none of its calls block.
+func (w *watch) look() (gone bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stopped {
-		return
+		return false
 	}
 	l, err := lookAt(w.rc)
 	if err != nil || l.over {
 		w.stopped = true
-		return
+		return false
 	}
 	if w.silence.observe(l) {
 		w.stopped = true
 		w.gone.Store(&errSilent{l.quiet})
-		_ = w.c.SetLinger(0)
-		w.c.Close()
-		return
+		return true
 	}
 	w.bound.set(w.rc, l.waiting && l.asked.backoff > 0)
 	w.timer.Reset(watchEvery)
+	return false
 }
 
 // stop ends the watch, and with it the bound on probes: what is still unsent at
-// Close has the kernel's patience. When stop returns, tick does not run.
+// Close has the kernel's patience. When stop returns, nobody looks.
 func (w *watch) stop() {
 	if w == nil {
 		return

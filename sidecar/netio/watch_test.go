@@ -107,9 +107,9 @@ func TestSilentError(t *testing.T) {
 	if o.watch != nil {
 		t.Fatal("a connection on loopback is watched")
 	}
-	o.watch = &watch{c: o.kernelConn.(*net.TCPConn), rc: o.rc, timer: time.NewTimer(time.Hour)}
+	o.watch = &watch{c: o.kernelConn.(*net.TCPConn), rc: o.rc, owner: o, timer: time.NewTimer(time.Hour)}
 	o.watch.gone.Store(&errSilent{26 * time.Second})
-	o.kernelConn.Close()
+	o.shut()
 	_, rerr := c.Read(make([]byte, 1))
 	_, werr := c.Write(make([]byte, 1))
 	for _, err := range []error{rerr, werr, c.WaitReadable(), c.CloseWrite(), c.SetDeadline(time.Time{})} {

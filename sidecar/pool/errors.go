@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"strings"
-	"syscall"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/parrel-mesh/parrel/mtls"
+	"github.com/parrel-mesh/parrel/sidecar/stream"
 )
 
 // Kind is what went wrong with an endpoint.
@@ -82,34 +78,18 @@ func cancelled(ctx context.Context, err error) *Error {
 	return &Error{Kind: Cancelled, Err: context.Cause(ctx), Detail: fmt.Sprintf("the caller gave up: %v (%v)", context.Cause(ctx), err)}
 }
 
-// asError types what a transport's RoundTrip gave.
-func asError(ctx context.Context, err error) *Error {
-	var pe *Error
-	if errors.As(err, &pe) {
-		return pe
+// errorOf is what a codec's failure means to those who choose endpoints.
+func errorOf(f *stream.Failure) *Error {
+	e := &Error{Detail: f.Error(), Sent: f.Sent, Err: f}
+	switch f.Kind {
+	case stream.FailedRefused:
+		e.Kind = Refused
+	case stream.FailedProtocol:
+		e.Kind = Protocol
+	case stream.FailedCancelled, stream.FailedRequest:
+		e.Kind = Cancelled
+	default: // stale, reset, gone
+		e.Kind = Reset
 	}
-	if ctx.Err() != nil {
-		return cancelled(ctx, err)
-	}
-	text := err.Error()
-	var se http2.StreamError
-	switch {
-	case errors.As(err, &se) && se.Code == http2.ErrCodeRefusedStream, strings.Contains(text, "REFUSED_STREAM"):
-		return &Error{Kind: Refused, Err: err, Detail: "the endpoint refused the stream"}
-	case strings.Contains(text, "graceful shutdown GOAWAY"):
-		// GOAWAY names the last stream that the endpoint takes, and x/net's
-		// transport says this only of streams after that one.
-		return &Error{Kind: Leaving, Err: err, Detail: "the connection was going away and did not take the request"}
-	case strings.Contains(text, "malformed"):
-		return &Error{Kind: Protocol, Err: err, Detail: text}
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
-		errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, net.ErrClosed),
-		// net/http's own words for a connection that ended while it was used;
-		// the values behind them are not exported.
-		strings.Contains(text, "server closed idle connection"), strings.Contains(text, "connection lost"),
-		strings.Contains(text, "stream error"), strings.Contains(text, "GOAWAY"),
-		strings.Contains(text, "conn could not be established"), strings.Contains(text, "connection broken"), strings.Contains(text, "connection closed"):
-		return &Error{Kind: Reset, Err: err, Detail: "the connection ended before a response came: " + text}
-	}
-	return &Error{Kind: Protocol, Err: err, Detail: text}
+	return e
 }

@@ -1,20 +1,24 @@
 package pool
 
 import (
-	"context"
 	"errors"
 	"testing"
+
+	"github.com/parrel-mesh/parrel/sidecar/stream"
 )
 
-// TestGoingAway: a request that crossed with the endpoint's graceful GOAWAY was
-// not taken by it, whatever was sent of it.
-func TestGoingAway(t *testing.T) {
-	for text, want := range map[string]Kind{
-		"http2: Transport: cannot retry err [http2: Transport received Server's graceful shutdown GOAWAY] after Request.Body was written; define Request.GetBody to avoid this error": Leaving,
-		"http2: server sent GOAWAY and closed the connection; LastStreamID=7, ErrCode=NO_ERROR":                                                                                       Reset,
+// Every kind of a codec's failure has its meaning for those who choose
+// endpoints, and the codec's words stay.
+func TestErrorOf(t *testing.T) {
+	for kind, want := range map[stream.FailureKind]Kind{
+		stream.FailedStale: Reset, stream.FailedRefused: Refused, stream.FailedReset: Reset, stream.FailedProtocol: Protocol,
+		stream.FailedCancelled: Cancelled, stream.FailedGone: Reset, stream.FailedRequest: Cancelled,
 	} {
-		if got := asError(context.Background(), errors.New(text)); got.Kind != want {
-			t.Errorf("%s: kind %v, want %v", text, got.Kind, want)
+		f := &stream.Failure{Kind: kind, Sent: kind == stream.FailedReset, Detail: "why"}
+		e := errorOf(f)
+		var below *stream.Failure
+		if e.Kind != want || e.Sent != f.Sent || e.Detail != "why" || !errors.As(e, &below) || below != f {
+			t.Errorf("%v: %+v", kind, e)
 		}
 	}
 }

@@ -3,14 +3,13 @@ package pool
 import (
 	"context"
 	"crypto/tls"
-	"net"
-	"net/http"
+	"errors"
 	"sync"
 	"time"
 
-	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -20,8 +19,6 @@ const (
 	defaultIdleTimeout    = time.Hour
 	maxIdle               = 1024      // HTTP/1.1 connections kept for reuse
 	maxResponseHeader     = 256 << 10 // bytes
-	streamWindow          = 256 << 10 // bytes received ahead per HTTP/2 stream
-	connWindow            = 1 << 20   // … and per connection
 	// A silent HTTP/2 connection is asked whether its peer still lives, and ended
 	// with every request on it when there is no answer.
 	pingAfter   = 10 * time.Second
@@ -39,243 +36,218 @@ type Config struct {
 	Keepalive      *resource.TCPKeepalive
 }
 
-// Hooks are what a pool tells and asks its owner; nil fields do nothing. They
-// must not block unless they say so.
-type Hooks struct {
-	// Slot is asked before a connection is opened and may block until there is
-	// room. release is called when the connection is closed.
-	Slot func(ctx context.Context) (release func(), err error)
-	// Connected is told how opening came out: err is nil or an *Error.
+// Deps are what a pool uses. Net is required.
+type Deps struct {
+	Net    netio.Net
+	Wheel  *wheel.Wheel // nil: one of its own
+	Limits Limits       // nil: none
+	// Connected is told how opening a connection came out: err is nil or an
+	// *Error. It must not block. nil: nobody is told.
 	Connected func(err error)
+}
+
+// Limits bound connections and the requests that wait for one. No method
+// blocks.
+type Limits interface {
+	// Take takes room for a connection, if there is any; Give gives it back.
+	Take() bool
+	Give()
+	// Enter is asked before a request waits for room, Leave ends the wait. Its
+	// error is the request's.
+	Enter() error
+	Leave()
+	// Freed is closed when there may be room. Ask for it before Take.
+	Freed() <-chan struct{}
 }
 
 // Pool is the connections to one endpoint. Safe for concurrent use.
 type Pool struct {
-	c       Config
-	network netio.Net
-	hooks   Hooks
-	main    *http.Transport
-	h2c     *http.Transport // for requests that came by HTTP/2, where the endpoint speaks what the client does in plaintext; else nil
+	c    Config
+	d    Deps
+	main lane
+	h2c  *lane // for requests that came by HTTP/2, where the endpoint speaks what the client does in plaintext; else nil
+	// TLS of connections for upgrades and for opaque bytes.
+	upgradeTLS, opaqueTLS *tls.Config
+
+	ctx  context.Context // of dials and of HTTP/2's readers; ends with Close
+	stop context.CancelFunc
+	wg   sync.WaitGroup // goroutines
+
+	timer wheel.Timer // of sweep
 
 	mu       sync.Mutex
-	inUse    int            // requests whose response is not over
-	draining bool           // no further requests
-	conns    map[*conn]bool // open; true: given away by Connect
+	draining bool // no further requests
 	closed   bool
+	links    map[*link]struct{}  // open, for requests
+	given    map[*given]struct{} // open, given away by Connect
+	armed    bool                // timer is set
+	slow     bool                // … for later than sweepMin
+	epoch    uint32              // counts sweeps and starts: what became idle in this one did so just now
+	epochAt  int64               // when it began, by the wheel's clock
+	learned  learned
 }
 
 // New makes a pool; it opens nothing.
-func New(c Config, n netio.Net, h Hooks) *Pool {
+func New(c Config, d Deps) *Pool {
 	if c.ConnectTimeout <= 0 {
 		c.ConnectTimeout = defaultConnectTimeout
 	}
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = defaultIdleTimeout
 	}
-	p := &Pool{c: c, network: n, hooks: h, conns: map[*conn]bool{}}
-	h1, h2 := c.speaks()
-	p.main = p.transport(h1, h2)
-	if c.Protocol == resource.ProtocolDownstream && c.TLS == nil {
-		p.h2c = p.transport(false, true)
+	if d.Wheel == nil {
+		d.Wheel = wheel.New()
 	}
+	p := &Pool{c: c, d: d, links: map[*link]struct{}{}, given: map[*given]struct{}{}}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.timer.Init(d.Wheel, p.sweep)
+	p.main.init(p, c.speaks())
+	if c.Protocol == resource.ProtocolDownstream && c.TLS == nil {
+		p.h2c = new(lane)
+		p.h2c.init(p, onlyHTTP2)
+	}
+	p.upgradeTLS = p.offering("http/1.1")
+	// No ALPN: what is inside is opaque, and a server that knows only HTTP names
+	// must not refuse it.
+	p.opaqueTLS = p.offering()
 	return p
 }
 
 // speaks says which versions may be used for ordinary requests.
-func (c Config) speaks() (h1, h2 bool) {
+func (c *Config) speaks() versions {
 	switch c.Protocol {
 	case resource.ProtocolHTTP2:
-		return false, true
+		return onlyHTTP2
 	case resource.ProtocolAuto, resource.ProtocolDownstream:
-		return true, c.TLS != nil // without ALPN there is nothing to choose by
+		if c.TLS != nil { // without ALPN there is nothing to choose by
+			return byALPN
+		}
 	}
-	return true, false
+	return onlyHTTP1
 }
 
-func (p *Pool) transport(h1, h2 bool) *http.Transport {
-	var protocols http.Protocols
-	protocols.SetHTTP1(h1)
-	if p.c.TLS != nil {
-		protocols.SetHTTP2(h2)
-	} else {
-		protocols.SetUnencryptedHTTP2(h2)
+// offering is the TLS configuration with these names for ALPN.
+func (p *Pool) offering(alpn ...string) *tls.Config {
+	if p.c.TLS == nil {
+		return nil
 	}
-	var alpn []string
-	if h2 {
-		alpn = append(alpn, "h2")
-	}
-	if h1 {
-		alpn = append(alpn, "http/1.1")
-	}
-	t := &http.Transport{
-		Protocols:              &protocols,
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    maxIdle,
-		IdleConnTimeout:        p.c.IdleTimeout,
-		MaxResponseHeaderBytes: maxResponseHeader,
-		HTTP2: &http.HTTP2Config{
-			MaxReceiveBufferPerStream:     streamWindow,
-			MaxReceiveBufferPerConnection: connWindow,
-			SendPingTimeout:               pingAfter,
-			PingTimeout:                   pingTimeout,
-		},
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := p.open(ctx, false)
-			if err != nil {
-				return nil, err
-			}
-			return c, nil
-		},
-		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			tc, _, err := p.openTLS(ctx, alpn, false)
-			if err != nil {
-				return nil, err
-			}
-			if got := tc.ConnectionState().NegotiatedProtocol; !h1 && got != "h2" {
-				tc.Close()
-				return nil, &Error{Kind: Protocol, Detail: "the endpoint does not offer HTTP/2 (ALPN h2), which the cluster demands"}
-			}
-			return tc, nil
-		},
-	}
-	return t
+	conf := p.c.TLS.Clone()
+	conf.NextProtos = alpn
+	return conf
 }
 
-// conn is an open connection that its pool counts.
-type conn struct {
+func (p *Pool) connected(err error) {
+	if p.d.Connected != nil {
+		p.d.Connected(err)
+	}
+}
+
+// Conns is the number of open connections.
+func (p *Pool) Conns() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.links) + len(p.given)
+}
+
+// lanes are the pool's.
+func (p *Pool) lanes() []*lane {
+	if p.h2c != nil {
+		return []*lane{&p.main, p.h2c}
+	}
+	return []*lane{&p.main}
+}
+
+// Drain refuses further requests, closes what is idle, and lets each open
+// connection end with its last stream. A request for which a connection is being
+// opened still gets it. Connections that Connect gave away are their owners'. It
+// does not wait.
+func (p *Pool) Drain() {
+	p.mu.Lock()
+	p.draining = true
+	var idle, shared []*link
+	var left []*waiter
+	for _, l := range p.lanes() {
+		l.current.Store(nil)
+		idle = append(idle, l.idle...)
+		l.idle = nil
+		for _, k := range l.shared {
+			if len(l.waiters) > 0 && !k.greeted && !k.h2.Greeted() { // they wait for it
+				k.due.Store(int64(k.h2.Streams()))
+				k.last.Store(true)
+				continue
+			}
+			shared = append(shared, k)
+		}
+		left = append(left, l.abandon()...)
+	}
+	p.mu.Unlock()
+	answer(left)
+	for _, k := range idle {
+		k.close()
+	}
+	for _, k := range shared {
+		k.h2.Drain()
+	}
+}
+
+// Close ends everything at once and waits for the pool's goroutines.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	p.draining, p.closed = true, true
+	links, lent := make([]*link, 0, len(p.links)), make([]*given, 0, len(p.given))
+	for k := range p.links {
+		links = append(links, k)
+	}
+	for c := range p.given {
+		lent = append(lent, c)
+	}
+	var left []*waiter
+	for _, l := range p.lanes() {
+		l.current.Store(nil)
+		ws := l.first(len(l.waiters))
+		for _, w := range ws {
+			w.err = errGone
+		}
+		left = append(left, ws...)
+	}
+	p.mu.Unlock()
+	answer(left)
+	p.stop()
+	for _, k := range links {
+		k.reset()
+	}
+	for _, c := range lent {
+		_ = c.Reset()
+	}
+	p.wg.Wait()
+	p.timer.Remove()
+}
+
+// given is a connection that belongs to the caller of Connect.
+type given struct {
 	netio.Conn
-	p       *Pool
-	release func()
-	once    sync.Once
+	p    *Pool
+	once sync.Once
 }
 
-func (c *conn) Close() error {
-	c.gone()
+func (c *given) Close() error {
+	c.once.Do(c.gone)
 	return c.Conn.Close()
 }
 
-func (c *conn) Reset() error {
-	c.gone()
+func (c *given) Reset() error {
+	c.once.Do(c.gone)
 	return c.Conn.Reset()
 }
 
 // Unwrap gives the connection below, so that netio.Copy can splice.
-func (c *conn) Unwrap() netio.Conn { return c.Conn }
+func (c *given) Unwrap() netio.Conn { return c.Conn }
 
-func (c *conn) gone() {
-	c.once.Do(func() {
-		c.p.mu.Lock()
-		delete(c.p.conns, c)
-		c.p.mu.Unlock()
-		if c.release != nil {
-			c.release()
-		}
-	})
-}
-
-// open opens a TCP connection.
-func (p *Pool) open(ctx context.Context, given bool) (*conn, error) {
-	release, err := p.slot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c, err := p.dial(ctx)
-	p.connected(err)
-	if err != nil {
-		release()
-		return nil, err
-	}
-	return p.adopt(c, release, given)
-}
-
-// slot asks the owner for room; release is never nil where err is nil.
-func (p *Pool) slot(ctx context.Context) (release func(), err error) {
-	if p.hooks.Slot == nil {
-		return func() {}, nil
-	}
-	return p.hooks.Slot(waiting(ctx))
-}
-
-func (p *Pool) connected(err error) {
-	if p.hooks.Connected != nil {
-		p.hooks.Connected(err)
-	}
-}
-
-func (p *Pool) dial(ctx context.Context) (netio.Conn, error) {
-	dctx, cancel := context.WithTimeout(ctx, p.c.ConnectTimeout)
-	defer cancel()
-	c, err := p.network.Dial(dctx, p.c.Network, p.c.Address)
-	if err != nil {
-		return nil, connectError(ctx, dctx, err, p.c.ConnectTimeout)
-	}
-	return c, nil
-}
-
-// adopt puts a connection on the pool's list; given: it will be a caller's.
-func (p *Pool) adopt(nc netio.Conn, release func(), given bool) (*conn, error) {
-	c := &conn{Conn: nc, p: p, release: release}
-	if k := p.c.Keepalive; k != nil {
-		netio.SetKeepAlive(nc, k.Probes, k.Time, k.Interval)
-	}
-	p.mu.Lock()
-	closed := p.closed || p.draining && p.inUse == 0 && !given
-	if !closed {
-		p.conns[c] = given
-	}
-	p.mu.Unlock()
-	if closed {
-		c.Close()
-		return nil, &Error{Kind: Gone, Detail: "the pool was closed"}
-	}
-	return c, nil
-}
-
-// identity asks for our own certificate before anybody is dialled: the other
-// side's refusal of us, or its own end, would hide that we have none.
-func (p *Pool) identity(ctx context.Context) error {
-	if p.c.TLS.GetClientCertificate == nil {
-		return nil
-	}
-	if _, err := p.c.TLS.GetClientCertificate(&tls.CertificateRequestInfo{}); err != nil {
-		return handshakeError(ctx, ctx, err, p.c.ConnectTimeout)
-	}
-	return nil
-}
-
-// openTLS opens a connection and its TLS. ctx bounds both.
-func (p *Pool) openTLS(ctx context.Context, alpn []string, given bool) (*tls.Conn, *conn, error) {
-	if err := p.identity(ctx); err != nil {
-		return nil, nil, err
-	}
-	release, err := p.slot(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	start := time.Now()
-	nc, err := p.dial(ctx)
-	if err != nil {
-		p.connected(err)
-		release()
-		return nil, nil, err
-	}
-	c, err := p.adopt(nc, release, given)
-	if err != nil {
-		return nil, nil, err
-	}
-	conf := p.c.TLS.Clone()
-	conf.NextProtos = alpn
-	tc := tls.Client(c, conf)
-	hctx, cancel := context.WithDeadline(ctx, start.Add(p.c.ConnectTimeout))
-	defer cancel()
-	if err := tc.HandshakeContext(hctx); err != nil {
-		c.Reset()
-		err = handshakeError(ctx, hctx, err, p.c.ConnectTimeout)
-		p.connected(err)
-		return nil, nil, err
-	}
-	p.connected(nil)
-	return tc, c, nil
+func (c *given) gone() {
+	c.p.mu.Lock()
+	delete(c.p.given, c)
+	c.p.mu.Unlock()
+	c.p.give()
 }
 
 // Connect opens a connection for opaque bytes that belongs to the caller; peer
@@ -286,110 +258,69 @@ func (p *Pool) Connect(ctx context.Context) (c netio.Conn, peer string, err erro
 	draining := p.draining
 	p.mu.Unlock()
 	if draining {
-		return nil, "", &Error{Kind: Gone, Detail: "the endpoint is being removed"}
+		return nil, "", errGone
 	}
-	if p.c.TLS == nil {
-		pc, err := p.open(ctx, true)
-		if err != nil {
-			return nil, "", asError(ctx, err)
-		}
-		return pc, "", nil
+	if err := p.room(ctx); err != nil {
+		return nil, "", err
 	}
-	// No ALPN: what is inside is opaque, and a server that knows only HTTP
-	// names must not refuse it.
-	tc, raw, err := p.openTLS(ctx, nil, true)
+	raw, conn, x, _, err := p.open(ctx, p.opaqueTLS)
 	if err != nil {
-		return nil, "", asError(ctx, err)
+		p.give()
+		return nil, "", err
 	}
-	return netio.TLS(tc, raw), peerOf(tc.ConnectionState()), nil
-}
-
-func peerOf(cs tls.ConnectionState) string {
-	if id, ok := mtls.PeerID(cs); ok {
-		return id.String()
+	// The pool counts raw; TLS, where there is any, ends through it.
+	g := &given{Conn: conn, p: p}
+	p.mu.Lock()
+	closed := p.closed
+	if !closed {
+		p.given[g] = struct{}{}
 	}
-	return ""
-}
-
-// Conns is the number of open connections.
-func (p *Pool) Conns() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.conns)
-}
-
-// Drain refuses further requests, closes what is idle, and lets each open
-// connection end with its last stream. Connections that Connect gave away are
-// their owners'. It does not wait.
-func (p *Pool) Drain() {
-	p.mu.Lock()
-	p.draining = true
 	p.mu.Unlock()
-	p.closeIdle()
-	p.closeUnused()
-}
-
-func (p *Pool) closeIdle() {
-	p.main.CloseIdleConnections()
-	if p.h2c != nil {
-		p.h2c.CloseIdleConnections()
+	if closed {
+		_ = raw.Reset()
+		p.give()
+		return nil, "", errGone
 	}
+	return g, x.Peer, nil
 }
 
-// closeUnused closes the connections of a drained pool without requests.
-// net/http alone would keep one whose last stream it has not cleaned up yet,
-// for as long as the idle time-out.
-func (p *Pool) closeUnused() {
-	p.mu.Lock()
-	var unused []*conn
-	if p.draining && p.inUse == 0 {
-		for c, given := range p.conns {
-			if !given {
-				unused = append(unused, c)
-			}
+var errGone = &Error{Kind: Gone, Detail: "the endpoint is being removed"}
+
+// room takes room for a connection, waiting as a pending request where there is
+// none.
+func (p *Pool) room(ctx context.Context) error {
+	if p.take() {
+		return nil
+	}
+	lim := p.d.Limits
+	if err := lim.Enter(); err != nil {
+		return err
+	}
+	defer lim.Leave()
+	for {
+		freed := lim.Freed()
+		if lim.Take() {
+			return nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return errWaiting(stream.CauseOf(ctx))
 		}
 	}
-	p.mu.Unlock()
-	for _, c := range unused {
-		_ = c.Close()
+}
+
+func (p *Pool) take() bool { return p.d.Limits == nil || p.d.Limits.Take() }
+
+func (p *Pool) give() {
+	if p.d.Limits != nil {
+		p.d.Limits.Give()
 	}
 }
 
-// Close ends everything at once.
-func (p *Pool) Close() {
-	p.mu.Lock()
-	p.draining, p.closed = true, true
-	all := make([]*conn, 0, len(p.conns))
-	for c := range p.conns {
-		all = append(all, c)
+func errWaiting(cause error) *Error {
+	if cause == nil {
+		cause = errors.New("unknown")
 	}
-	p.mu.Unlock()
-	p.closeIdle()
-	for _, c := range all {
-		c.Reset()
-	}
+	return &Error{Kind: Cancelled, Err: cause, Detail: "the caller gave up while waiting for a connection: " + cause.Error()}
 }
-
-// begin counts a request in.
-func (p *Pool) begin() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.draining {
-		return false
-	}
-	p.inUse++
-	return true
-}
-
-// end counts it out; the last one of a drained pool closes the connections.
-func (p *Pool) end() {
-	p.mu.Lock()
-	p.inUse--
-	last := p.draining && p.inUse == 0
-	p.mu.Unlock()
-	if last {
-		p.closeUnused()
-	}
-}
-
-var _ stream.Upstream = (*Pool)(nil)

@@ -55,6 +55,23 @@ func (h *Header) StripHopByHop() {
 	*h = out
 }
 
+// StripNamed takes off every field that a Connection field names (RFC 9110,
+// section 7.6.1), except those that no sender may declare connection-specific.
+// names are lower case.
+func (h *Header) StripNamed(names []string) {
+	out := (*h)[:0]
+next:
+	for _, f := range *h {
+		for _, n := range names {
+			if f.Name == n && !protected(n) {
+				continue next
+			}
+		}
+		out = append(out, f)
+	}
+	*h = out
+}
+
 // protected says that Connection cannot name the field away: the fields above,
 // and all that tell who the client is (they are kept or dropped by trust alone).
 func protected(name string) bool {

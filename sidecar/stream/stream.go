@@ -1,6 +1,9 @@
 package stream
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // Field is one header field. Name is lower case.
 type Field struct{ Name, Value string }
@@ -26,7 +29,8 @@ func (p Protocol) String() string {
 	return "-"
 }
 
-// RequestHead is a request's head. Path is the request target as received, with
+// RequestHead is a request's head. Its strings may be borrowed from the codec's
+// buffer: they are valid until the exchange is over; clone what is kept longer. Path is the request target as received, with
 // query, origin form; Upgrade is the protocol asked for ("websocket") by
 // HTTP/1.1 Upgrade or by HTTP/2 extended CONNECT, else "".
 type RequestHead struct {
@@ -40,7 +44,8 @@ type RequestHead struct {
 	Protocol      Protocol
 }
 
-// ResponseHead is a response's head.
+// ResponseHead is a response's head. Its strings may be borrowed: they are valid
+// until the response's body is closed.
 type ResponseHead struct {
 	Status        int
 	Header        Header
@@ -63,7 +68,7 @@ type Body interface {
 // Request is one request on its way.
 type Request struct {
 	Head RequestHead
-	Body Body // nil: none
+	Body Body // nil: none; always so where Head.Upgrade is set
 	// Informational, where set, is called with each 1xx head but 101 that comes
 	// before the response, on the goroutine that waits for it.
 	Informational func(h *ResponseHead)
@@ -75,6 +80,19 @@ type Response struct {
 	Head   ResponseHead
 	Body   Body
 	Tunnel Tunnel
+}
+
+// End closes what the response still holds, body or tunnel. Nothing of the
+// response, its head's strings included, may be used afterwards; nil does
+// nothing.
+func (r *Response) End() {
+	switch {
+	case r == nil:
+	case r.Tunnel != nil:
+		_ = r.Tunnel.Close()
+	case r.Body != nil:
+		_ = r.Body.Close()
+	}
 }
 
 // Tunnel is an upgraded stream: bytes both ways.
@@ -129,5 +147,15 @@ func (h *Header) Del(name string) {
 	*h = out
 }
 
-// Clone returns a copy that shares nothing.
-func (h Header) Clone() Header { return append(Header(nil), h...) }
+// Clone returns a copy that shares nothing: it may be kept where the strings of
+// h are borrowed.
+func (h Header) Clone() Header {
+	if h == nil {
+		return nil
+	}
+	out := make(Header, len(h))
+	for i, f := range h {
+		out[i] = Field{strings.Clone(f.Name), strings.Clone(f.Value)}
+	}
+	return out
+}

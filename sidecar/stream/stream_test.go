@@ -65,3 +65,23 @@ func TestGRPC(t *testing.T) {
 		}
 	}
 }
+
+// closing counts its Closes.
+type closing struct{ n int }
+
+func (c *closing) Read([]byte) (int, error)    { return 0, nil }
+func (c *closing) Write(p []byte) (int, error) { return len(p), nil }
+func (c *closing) Trailers() Header            { return nil }
+func (c *closing) CloseWrite() error           { return nil }
+func (c *closing) Close() error                { c.n++; return nil }
+
+func TestResponseEnd(t *testing.T) {
+	var b, u closing
+	(*Response)(nil).End()
+	(&Response{}).End()
+	(&Response{Body: &b}).End()
+	(&Response{Tunnel: &u}).End()
+	if b.n != 1 || u.n != 1 {
+		t.Errorf("body closed %d times, tunnel %d times", b.n, u.n)
+	}
+}

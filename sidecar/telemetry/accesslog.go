@@ -68,7 +68,7 @@ func (l *Logs) Compile(logs []resource.AccessLog) (Recorder, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[i] = &AccessLog{sink: s, minStatus: int(logs[i].MinStatus), line: line}
+		out[i] = &AccessLog{sink: s, minStatus: int(logs[i].MinStatus), filter: logs[i].Filter, line: line}
 	}
 	return Multi(out...), nil
 }

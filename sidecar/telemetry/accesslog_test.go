@@ -199,3 +199,21 @@ func TestLineAllocations(t *testing.T) {
 		t.Errorf("a line allocates %v times", n)
 	}
 }
+
+// What the filter leaves out costs nothing: it is asked before anything is
+// formatted.
+func TestFilteredLogAllocatesNothing(t *testing.T) {
+	var out bytes.Buffer
+	rec, err := NewLogs(LogsConfig{Stdout: &out}).Compile([]resource.AccessLog{{Path: "/dev/stdout", MinStatus: 500}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record()
+	if n := testing.AllocsPerRun(100, func() { rec.Request(&r) }); n != 0 || out.Len() != 0 {
+		t.Errorf("%v allocations, log %q", n, out.String())
+	}
+	r.Status = 500
+	if rec.Request(&r); out.Len() == 0 {
+		t.Error("a status at the bound is not logged")
+	}
+}

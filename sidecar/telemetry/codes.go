@@ -27,9 +27,16 @@ const (
 	StreamIdleTimeout                  // SI
 	RequestTimeout                     // slow request
 	DrainTimeout
-	NoFilterChain // NR on a listener
-	NoIdentity    // own certificate missing or expired
-	LocalPanic    // a handler panicked
-	Overload      // OM
+	NoFilterChain         // NR on a listener
+	NoIdentity            // own certificate missing or expired
+	LocalPanic            // a handler panicked
+	Overload              // OM
+	RequestHeaderTooLarge // a limit on the head's size or count
+	RequestHeaderTimeout  // the head did not come in its time
+	DownstreamFlood       // the connection's abuse budget is used up
+	Misdirected           // SNI and authority disagree
+	DirectResponse        // the route's own answer, with a status of an error
+	ConnectionLimit       // a listener's or the process's
+	SourceLimit           // one address has too many connections
 	codeEnd
 )

@@ -14,6 +14,7 @@ import (
 type AccessLog struct {
 	sink      *sink
 	minStatus int
+	filter    *resource.LogFilter
 	line      func(b []byte, r *Record) []byte
 }
 
@@ -21,7 +22,7 @@ var _ Recorder = (*AccessLog)(nil)
 
 // Request implements Recorder.
 func (a *AccessLog) Request(r *Record) {
-	if a.minStatus == 0 || r.Status >= a.minStatus {
+	if r.Status >= a.minStatus && logged(a.filter, r) {
 		a.sink.write(a.line, r)
 	}
 }
@@ -30,7 +31,11 @@ func (a *AccessLog) Request(r *Record) {
 func (a *AccessLog) ConnOpened(*Record) {}
 
 // ConnClosed implements Recorder.
-func (a *AccessLog) ConnClosed(r *Record) { a.sink.write(a.line, r) }
+func (a *AccessLog) ConnClosed(r *Record) {
+	if logged(a.filter, r) {
+		a.sink.write(a.line, r)
+	}
+}
 
 // compileLine makes what writes one record, with its line end.
 func compileLine(c *resource.AccessLog) (func([]byte, *Record) []byte, error) {
@@ -140,6 +145,9 @@ func defaultLine(b []byte, r *Record) []byte {
 	field(KeyMethod, r.Method)
 	field(KeyAuthority, r.Authority)
 	field(KeyPath, r.Path)
+	if r.Received != r.Path {
+		field("path_received", r.Received)
+	}
 	if r.Protocol != "tcp" {
 		number(KeyStatus, int64(r.Status))
 	}

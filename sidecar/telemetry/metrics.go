@@ -27,7 +27,7 @@ type MetricsConfig struct {
 //
 // Series are bounded: a label set beyond the cap is counted as "other", a
 // silent one leaves. Counting into a known label set allocates nothing and
-// takes a read lock.
+// takes no lock.
 type Metrics struct {
 	c     MetricsConfig
 	reg   *prometheus.Registry
@@ -60,7 +60,7 @@ func NewMetrics(c MetricsConfig) *Metrics {
 		c.Now = time.Now
 	}
 	m := &Metrics{c: c, reg: prometheus.NewRegistry(), workloads: map[string]*workload{},
-		store: store{m: map[labels]*series{}, max: c.MaxSeries}}
+		store: store{m: map[labels]*series{}, max: c.MaxSeries, grain: min(int64(time.Second), int64(c.Expiry)/16)}}
 	m.reg.MustRegister(m.collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -89,13 +89,10 @@ func (m *Metrics) Run(ctx context.Context) error {
 
 // Request implements Recorder.
 func (m *Metrics) Request(r *Record) {
-	var l labels
-	labelsOf(r, &l)
-	s := m.store.get(&l, r.Start.Add(r.Duration))
-	s.requests.Add(1)
-	s.duration.observe(durationBounds, float64(r.Duration)/float64(time.Millisecond), uint64(max(r.Duration, 0)/time.Microsecond))
-	s.in.observe(sizeBounds, float64(r.BytesIn), uint64(max(r.BytesIn, 0)))
-	s.out.observe(sizeBounds, float64(r.BytesOut), uint64(max(r.BytesOut, 0)))
+	s := m.store.request(r, r.Start.UnixNano()+int64(r.Duration))
+	s.duration.observe(durationNanos, uint64(max(r.Duration, 0)))
+	s.in.observe(sizeBytes, uint64(max(r.BytesIn, 0)))
+	s.out.observe(sizeBytes, uint64(max(r.BytesOut, 0)))
 	m.MeshError(r.Code)
 }
 
@@ -118,7 +115,7 @@ func (m *Metrics) conn(r *Record) *series {
 	var l labels
 	labelsOf(r, &l)
 	l.protocol, l.status, l.grpc, l.code = "tcp", 0, -1, OK
-	return m.store.get(&l, r.Start.Add(r.Duration))
+	return m.store.get(&l, r.Start.UnixNano()+int64(r.Duration))
 }
 
 // MeshError counts an error of the mesh's own. Request and ConnClosed do it for
@@ -220,8 +217,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(c.tcpReceived, s.tcpReceived.Load(), v...)
 			continue
 		}
-		counter(c.requests, s.requests.Load(), v...)
-		ch <- s.duration.metric(c.duration, durationBounds, 1000, v)
+		counter(c.requests, s.duration.count(), v...)
+		ch <- s.duration.metric(c.duration, durationBounds, float64(time.Millisecond), v)
 		ch <- s.in.metric(c.in, sizeBounds, 1, v)
 		ch <- s.out.metric(c.out, sizeBounds, 1, v)
 	}
@@ -253,11 +250,19 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 func (h *histogram) metric(d *prometheus.Desc, bounds []float64, scale float64, labels []string) prometheus.Metric {
 	buckets := make(map[float64]uint64, len(bounds))
 	var n uint64
-	for i := range h.counts {
+	for i := range len(bounds) + 1 {
 		n += h.counts[i].Load()
 		if i < len(bounds) {
 			buckets[bounds[i]] = n
 		}
 	}
 	return prometheus.MustNewConstHistogram(d, n, float64(h.sum.Load())/scale, buckets, labels...)
+}
+
+// count is how many observations there were.
+func (h *histogram) count() (n uint64) {
+	for i := range h.counts {
+		n += h.counts[i].Load()
+	}
+	return n
 }

@@ -5,8 +5,10 @@ import (
 	"io"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/parrel-mesh/parrel/test/golden"
 )
@@ -62,6 +64,27 @@ func TestScrape(t *testing.T) {
 	}
 }
 
+// TestEveryCodeScrapes: several codes share a flag, and none of them makes two
+// series that look the same.
+func TestEveryCodeScrapes(t *testing.T) {
+	m := NewMetrics(MetricsConfig{})
+	for _, i := range Table() {
+		for _, protocol := range []string{"http", "grpc", "tcp"} {
+			r := record()
+			r.Code, r.Status, r.Protocol = i.Code, 503, protocol
+			if protocol == "tcp" {
+				m.ConnOpened(&r)
+				m.ConnClosed(&r)
+				continue
+			}
+			m.Request(&r)
+		}
+	}
+	if s := scrape(t, m); !strings.Contains(s, `response_flags="UF"`) {
+		t.Error(s)
+	}
+}
+
 // TestSeriesAreBounded: hostile or endless label values neither grow memory
 // without end nor lose a count.
 func TestSeriesAreBounded(t *testing.T) {
@@ -92,6 +115,73 @@ func TestRequestAllocatesNothing(t *testing.T) {
 	m.Request(&r)
 	if n := testing.AllocsPerRun(100, func() { m.Request(&r) }); n != 0 {
 		t.Errorf("a request allocates %v times", n)
+	}
+}
+
+// Labels may be borrowed from a buffer that others write to afterwards: the
+// series keep their own copies, and a buffer that now says something else is
+// counted as what it says.
+func TestLabelsAreOwned(t *testing.T) {
+	m := NewMetrics(MetricsConfig{})
+	buf := []byte("web")
+	r := record()
+	r.SourceService = unsafe.String(&buf[0], len(buf))
+	m.Request(&r)
+	m.Request(&r)
+	copy(buf, "api")
+	m.Request(&r)
+	copy(buf, "\xdb\xdb\xdb")
+	s := scrape(t, m)
+	for name, n := range map[string]int{"web": 2, "api": 1} {
+		if !strings.Contains(s, fmt.Sprintf(`source_app="%s"`, name)) {
+			t.Errorf("%s is not counted", name)
+		}
+		for line := range strings.Lines(s) {
+			if strings.HasPrefix(line, "istio_requests_total") && strings.Contains(line, `source_app="`+name+`"`) && !strings.HasSuffix(line, fmt.Sprintf(" %d\n", n)) {
+				t.Errorf("%s: %s", name, line)
+			}
+		}
+	}
+}
+
+// Whatever the cache in front does, every record counts once, in its own series,
+// also while silent series leave.
+func TestEveryRecordCounts(t *testing.T) {
+	const workers, rounds, names = 4, 500, 100
+	m := NewMetrics(MetricsConfig{})
+	ended := t0.Add(time.Duration(rounds) * time.Minute)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range rounds {
+				r := record()
+				r.Start = ended
+				r.SourceService = fmt.Sprint("svc-", (i+w)%names) // another string each time
+				r.Status = 200 + i%2*300
+				m.Request(&r)
+			}
+		})
+	}
+	wg.Go(func() {
+		for range 100 {
+			m.store.expire(ended) // nothing is older
+		}
+	})
+	wg.Wait()
+	var n uint64
+	for _, x := range m.store.m {
+		n += x.duration.count()
+	}
+	if n != workers*rounds || len(m.store.m) != 2*names {
+		t.Errorf("%d records in %d series, want %d in %d", n, len(m.store.m), workers*rounds, 2*names)
+	}
+	// A series that has left is not counted into by way of the cache.
+	m.store.expire(ended.Add(time.Hour))
+	r := record()
+	r.Start, r.SourceService = ended.Add(2*time.Hour), "svc-1"
+	m.Request(&r)
+	if len(m.store.m) != 1 {
+		t.Errorf("%d series, want the one that came back", len(m.store.m))
 	}
 }
 

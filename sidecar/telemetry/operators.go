@@ -246,8 +246,12 @@ func headerOperator(kind, arg string) (func(*Record) value, error) {
 			switch name {
 			case ":method":
 				return r.Method, r.Method != ""
-			case ":path", "x-envoy-original-path":
+			case ":path":
 				return r.Path, r.Path != ""
+			case "x-envoy-original-path": // before the route rewrote it
+				return r.Path, r.Path != ""
+			case "x-parrel-received-path":
+				return r.Received, r.Received != ""
 			case ":authority":
 				return r.Authority, r.Authority != ""
 			}

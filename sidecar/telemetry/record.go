@@ -2,14 +2,15 @@ package telemetry
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 )
 
 // Record is what is known at the end of one request or of one opaque
-// connection. The engine fills it once, at the end; it is a value and is not
-// retained.
+// connection. The engine fills it as the exchange goes on; it is not retained,
+// nor is any of its strings: see [Record.Clone].
 type Record struct {
 	Start    time.Time
 	Duration time.Duration
@@ -38,7 +39,8 @@ type Record struct {
 	Protocol   string
 	HTTP       string // "HTTP/1.1", "HTTP/2"
 	Method     string
-	Path       string // as received
+	Path       string // as decided on; as received where it was refused before
+	Received   string // the path as received
 	Authority  string
 	UserAgent  string
 	RequestID  string
@@ -62,6 +64,22 @@ type Record struct {
 
 	Code   Code
 	Detail string // free text behind the code: the TLS error, the policy's name
+}
+
+// Clone is a copy that may be kept: a record's strings and fields are borrowed,
+// and others write over them when its exchange is over.
+func (r *Record) Clone() Record {
+	c := *r
+	for _, s := range []*string{&c.Listener, &c.Chain, &c.Route, &c.Cluster, &c.Version, &c.UpstreamHost, &c.UpstreamInstance,
+		&c.SourcePrincipal, &c.DestinationPrincipal, &c.SourceService, &c.DestinationService, &c.SourceVersion, &c.DestinationVersion,
+		&c.SourceNamespace, &c.DestinationNamespace, &c.SourceDatacenter, &c.DestinationDatacenter,
+		&c.Protocol, &c.HTTP, &c.Method, &c.Path, &c.Received, &c.Authority, &c.UserAgent, &c.RequestID, &c.ShadowPolicy, &c.Detail} {
+		*s = strings.Clone(*s)
+	}
+	for _, h := range []*stream.Header{&c.Request, &c.Response, &c.Trailer} {
+		*h = h.Clone()
+	}
+	return c
 }
 
 // Recorder takes records. Safe for concurrent use; never blocks on I/O longer

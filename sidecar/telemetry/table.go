@@ -71,7 +71,7 @@ var table = [codeEnd]Info{
 	DownstreamTLSFailure: {DownstreamTLSFailure, "downstream_tls_failure", "-", "", 0, grpcUnauthenticated,
 		"The client did not complete a TLS handshake with an identity that this mesh vouches for: it spoke plaintext, had no certificate or one of another trust domain."},
 	RBACDenied: {RBACDenied, "rbac_denied", "RBAC", "http_request_denied", http.StatusForbidden, grpcPermissionDenied,
-		"No intention allows this caller: write one from the caller's service to this one (a service-intentions entry by `consul config write`, or `consul intention create`)."},
+		"No intention allows this caller: write one from the caller's service to this one (a service-intentions entry by `consul config write`, or `consul intention create`); without a control plane, change the policies of the RBAC filter."},
 	ReauthorisedDenied: {ReauthorisedDenied, "reauthorised_denied", "RBAC", "connection_terminated", http.StatusForbidden, grpcPermissionDenied,
 		"The permission that this open connection lived by was withdrawn, so it was ended: restore the intention if that was not meant."},
 	StreamIdleTimeout: {StreamIdleTimeout, "stream_idle_timeout", "SI", "connection_read_timeout", http.StatusGatewayTimeout, grpcDeadlineExceeded,
@@ -88,6 +88,20 @@ var table = [codeEnd]Info{
 		"A defect of the mesh ended this request and no other: the stack is in the sidecar's log; please report it."},
 	Overload: {Overload, "overload", "OM", "proxy_internal_response", http.StatusServiceUnavailable, grpcResourceExhausted,
 		"The sidecar sheds load to protect itself: give it more memory or CPU, or send less."},
+	RequestHeaderTooLarge: {RequestHeaderTooLarge, "request_header_too_large", "DPE", "http_request_error", http.StatusRequestHeaderFieldsTooLarge, grpcResourceExhausted,
+		"The request's head is larger or has more fields than the listener takes: make it smaller (cookies are the usual cause), or raise max_request_headers_kb."},
+	RequestHeaderTimeout: {RequestHeaderTimeout, "request_header_timeout", "DT", "http_request_error", http.StatusRequestTimeout, grpcDeadlineExceeded,
+		"The client did not send its request's head within the time for heads: it is stuck, or it holds connections open on purpose; request_headers_timeout is the limit."},
+	DownstreamFlood: {DownstreamFlood, "downstream_flood", "DPE", "http_request_error", 0, grpcResourceExhausted,
+		"The client used up its connection's budget for frames that do no work (resets, pings, settings, empty frames), so the connection was ended: mend the client, or look who sends this."},
+	Misdirected: {Misdirected, "misdirected_request", "DPE", "http_request_error", http.StatusMisdirectedRequest, grpcUnimplemented,
+		"The request names another host than the TLS connection that it came on was opened for: the client must open a connection of its own for that host."},
+	DirectResponse: {DirectResponse, "direct_response", "-", "proxy_internal_response", http.StatusServiceUnavailable, grpcUnavailable,
+		"The route itself says this answer (direct_response): nothing was asked upstream; change the route if that was not meant."},
+	ConnectionLimit: {ConnectionLimit, "connection_limit", "", "connection_limit_reached", 0, grpcUnavailable,
+		"The connection was closed at once because the listener, or the process, has as many as it may have: raise the limit (--max-connections), or find out who keeps so many open."},
+	SourceLimit: {SourceLimit, "source_limit", "", "connection_limit_reached", 0, grpcUnavailable,
+		"The connection was closed at once because its source address has as many as one address may have: raise --max-connections-per-source where that address stands for many clients."},
 }
 
 // Info returns what the table says of the code; unknown codes are LocalPanic's.
@@ -97,6 +111,30 @@ func (c Code) Info() *Info {
 	}
 	return &table[c]
 }
+
+// flagged is the first code that has the same response flag: several codes are
+// one series where only the flag tells them.
+func (c Code) flagged() Code {
+	if c >= codeEnd {
+		c = LocalPanic
+	}
+	return firstFlagged[c]
+}
+
+var firstFlagged = func() (first [codeEnd]Code) {
+	flag := func(c Code) string {
+		if f := table[c].Flag; f != "" {
+			return f
+		}
+		return "-"
+	}
+	for c := range first {
+		for flag(first[c]) != flag(Code(c)) {
+			first[c]++
+		}
+	}
+	return first
+}()
 
 // String is the code's stable id.
 func (c Code) String() string { return c.Info().ID }

@@ -80,7 +80,7 @@ func (c *refs) routes(r *resource.RouteConfig) {
 
 func (c *refs) tls(p *resource.TLSParams) {
 	if p.Certificate.SDS != resource.SecretIdentity {
-		c.add(resource.TypeSecret, p.Certificate.SDS)
+		c.add(resource.TypeSecret, p.Certificate.Secret())
 	}
-	c.add(resource.TypeSecret, p.Trust.SDS)
+	c.add(resource.TypeSecret, p.Trust.Secret())
 }

@@ -250,7 +250,7 @@ func hasPackageDoc(t *testing.T, p pkg) bool {
 func TestSleep(t *testing.T) {
 	sleep := regexp.MustCompile(`\btime\.Sleep\(`)
 	for _, p := range list(t) {
-		if within(p.rel(), "test/e2e", "test/conformance", "test/bench", "test/consultest", "test/demo", "discovery/consul", "deploy/demo") {
+		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "discovery/consul", "deploy/demo") {
 			continue
 		}
 		var sleeping []string

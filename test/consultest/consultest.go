@@ -9,6 +9,7 @@ package consultest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -242,6 +243,9 @@ func (a *Agent) DeleteEntry(kind, name string) {
 func (a *Agent) do(method, path string, body, out any) {
 	a.t.Helper()
 	text, err := a.try(method, path, body)
+	if errors.Is(err, io.EOF) { // an agent that has just come back may cut a connection: once more
+		text, err = a.try(method, path, body)
+	}
 	if err == nil && out != nil {
 		err = json.Unmarshal([]byte(text), out)
 	}

@@ -31,7 +31,7 @@ const (
 )
 
 // App is an application that says who it is: over HTTP it echoes the body with
-// an X-Instance header (?sleep=DURATION answers later, ?size=N sends N bytes
+// X-Instance and X-Target headers (?sleep=DURATION answers later, ?size=N sends N bytes
 // instead), as gRPC it echoes a StringValue (and, streaming, each of them),
 // over TCP it answers each line with "INSTANCE LINE".
 type App struct {
@@ -98,6 +98,7 @@ func (a *App) http(m *Mesh, ln netio.Listener) {
 			}
 		}
 		w.Header().Set("X-Instance", a.id)
+		w.Header().Set("X-Target", r.RequestURI)
 		a.served.Add(1)
 		if n, err := strconv.Atoi(r.URL.Query().Get("size")); err == nil {
 			_, _ = io.Copy(w, io.LimitReader(letters{}, int64(n)))

@@ -130,16 +130,6 @@ func lower(b byte) byte {
 	return b
 }
 
-// PathOf is the part of a request target on which paths are matched, in routing
-// and authorisation alike: without query and fragment. Path parameters (";v=1")
-// are part of it in both.
-func PathOf(target string) string {
-	if i := strings.IndexAny(target, "?#"); i >= 0 {
-		return target[:i]
-	}
-	return target
-}
-
 // header is a compiled resource.HeaderMatch.
 type header struct {
 	res  *resource.HeaderMatch
@@ -164,8 +154,12 @@ func compileHeader(m *resource.HeaderMatch) (header, error) {
 	switch {
 	case m.String != nil:
 		h.kind = headerText
+		value := m.String
+		if h.name == ":path" {
+			value = spelled(value)
+		}
 		var err error
-		if h.text, err = compileText(m.String); err != nil {
+		if h.text, err = compileText(value); err != nil {
 			return h, err
 		}
 	case m.IsRange:
@@ -213,6 +207,8 @@ func (m *header) match(h Head) truth {
 	case m.kind == headerRange:
 		n, err := strconv.ParseInt(v, 10, 64)
 		t = truthOf(err == nil && n >= m.res.RangeStart && n < m.res.RangeEnd)
+	case m.name == ":path":
+		t = m.text.matchTarget(v)
 	default:
 		t = m.text.match(v)
 	}

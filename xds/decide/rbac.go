@@ -213,7 +213,7 @@ func (n *node) match(h Head, f *Facts) truth {
 		if !strings.HasPrefix(p, "/") {
 			return unknown
 		}
-		return n.text.match(p)
+		return n.text.matchPath(p)
 	case nodePort:
 		p := uint32(f.Destination.Port())
 		return truthOf(p >= n.lo && p < n.hi)
@@ -299,7 +299,7 @@ func compilePermission(p *resource.Permission) (node, error) {
 	case p.Header != nil:
 		return headerNode(p.Header)
 	case p.Path != nil:
-		return textNode(nodePath, "url_path.path", p.Path)
+		return textNode(nodePath, "url_path.path", spelled(p.Path))
 	case p.DestinationPort != nil:
 		return node{kind: nodePort, lo: uint32(*p.DestinationPort), hi: uint32(*p.DestinationPort) + 1}, nil
 	case p.DestinationPortRange != nil:
@@ -331,7 +331,7 @@ func compilePrincipal(p *resource.Principal) (node, error) {
 	case p.Header != nil:
 		return headerNode(p.Header)
 	case p.Path != nil:
-		return textNode(nodePath, "url_path.path", p.Path)
+		return textNode(nodePath, "url_path.path", spelled(p.Path))
 	}
 	return node{}, failed("identifier", errEmpty)
 }

@@ -77,6 +77,7 @@ type TCPProxy struct {
 	Weighted           []WeightedCluster
 	IdleTimeout        time.Duration // 0: none (opaque TCP has no idle time-out by default)
 	MaxConnectAttempts uint32        // 0: 1 more than the healthy endpoints, at most 5
+	AccessLog          []AccessLog   // none: the process's
 }
 
 // WeightedCluster is one share of a split.
@@ -105,6 +106,16 @@ const (
 	AppendForwardXFCC
 )
 
+// Underscores is headers_with_underscores_action: what happens to fields of
+// requests whose names have one.
+type Underscores uint8
+
+const (
+	AllowUnderscores Underscores = iota
+	RejectUnderscores
+	DropUnderscores
+)
+
 // HTTPManager is the HTTP connection manager.
 type HTTPManager struct {
 	StatPrefix            string
@@ -121,8 +132,32 @@ type HTTPManager struct {
 	StreamIdleTimeout     time.Duration // 0: default 5 m
 	IdleTimeout           time.Duration // connection without a request; 0: default 1 h
 	MaxRequestHeadersKB   uint32        // 0: default 60
+	MaxHeaders            uint32        // fields of a request's head; 0: default 200
+	MaxStreams            uint32        // of one HTTP/2 connection at once; 0: default 250
+	MaxConnection         time.Duration // after which a connection ends with its last request; 0: none
+	Underscores           Underscores
 	AccessLog             []AccessLog
+	// RawPaths leaves paths as they are received: dot segments, encodings and
+	// adjacent slashes are then what the application makes of them. By default,
+	// and unless a route says otherwise (see MetaPath), paths are read strictly.
+	RawPaths       bool
+	EscapedSlashes EscapedSlashes
+	// MergeSlashes makes one slash of adjacent ones in raw paths too. Others have
+	// theirs merged in any case, unless the route keeps them: on the wire, false
+	// cannot be told from unset.
+	MergeSlashes bool
 }
+
+// EscapedSlashes says what becomes of an encoded slash or backslash in a path.
+type EscapedSlashes uint8
+
+const (
+	DefaultEscapedSlashes  EscapedSlashes = iota // not said: refused, and kept in raw paths
+	KeepEscapedSlashes                           // as they are
+	RedirectEscapedSlashes                       // the client is sent to the path with slashes
+	ForwardEscapedSlashes                        // they become slashes
+	RejectEscapedSlashes                         // refused, in raw paths too
+)
 
 // AccessLog is one access log of a connection manager (file or stdout).
 type AccessLog struct {
@@ -130,6 +165,33 @@ type AccessLog struct {
 	JSON      map[string]string
 	Text      string // exactly one of JSON and Text, or none for the default
 	MinStatus uint32 // log only responses with at least this status; 0: all
+	Filter    *LogFilter
+}
+
+// LogFilter says what is logged. Exactly one field is set.
+type LogFilter struct {
+	Status   *Comparison // of an answer; 0 where there is none
+	Duration *Comparison // milliseconds
+	// Flags are Envoy's response flags, of which one must be there.
+	Flags   []string
+	AnyFlag bool
+	And, Or []LogFilter
+}
+
+// CompareOp is the operator of Envoy's ComparisonFilter.
+type CompareOp uint8
+
+const (
+	CompareEQ CompareOp = iota
+	CompareGE
+	CompareLE
+	CompareNE
+)
+
+// Comparison compares a number with Value.
+type Comparison struct {
+	Op    CompareOp
+	Value uint32
 }
 
 // HTTPFilter is one HTTP filter. Exactly one configuration is set.
@@ -141,6 +203,12 @@ type HTTPFilter struct {
 
 // Router is the terminal HTTP filter.
 type Router struct{}
+
+// Words of MetaPath.
+const (
+	PathKeepsSlashes        = "keep-slashes"          // adjacent slashes are forwarded as received
+	PathTakesEscapedSlashes = "allow-escaped-slashes" // %2F and %5C are taken, and forwarded as they are
+)
 
 func (*Listener) ResourceType() Type     { return TypeListener }
 func (l *Listener) ResourceName() string { return l.Name }
@@ -157,4 +225,7 @@ const (
 	MetaEntry      = "entry"    // which config entry or registration this resource comes from, for messages
 	MetaProtocol   = "protocol" // the service's protocol: tcp, http, http2, grpc
 	MetaVersion    = "version"  // the instance's meta "version"
+	// MetaPath, of a route, lists by spaces how its paths depart from the strict
+	// reading: PathKeepsSlashes, PathTakesEscapedSlashes.
+	MetaPath = "path"
 )

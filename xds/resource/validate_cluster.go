@@ -3,6 +3,7 @@ package resource
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -33,8 +34,11 @@ func (cl *Cluster) Validate() error {
 		if len(cl.TLS.SNI) > 255 {
 			c.failf(t+".sni", "is longer than 255 bytes")
 		}
-		if !set(cl.TLS.Trust) {
+		switch trusted := set(cl.TLS.Trust); {
+		case !trusted && !cl.TLS.AcceptUntrusted:
 			c.failf(t+".common_tls_context.validation_context", "there is nothing to check the server by; give a trust source")
+		case trusted && cl.TLS.AcceptUntrusted:
+			c.failf(t+".common_tls_context.validation_context.trust_chain_verification", "ACCEPT_UNTRUSTED stands beside roots that would not be used; choose one")
 		}
 	}
 	return c.err()
@@ -139,7 +143,16 @@ func (c *check) tls(at string, t *TLSParams) {
 		field := fmt.Sprintf("%s.validation_context.match_typed_subject_alt_names[%d].matcher", common, i)
 		c.stringMatch(field, &t.PeerSANs[i])
 	}
-	if len(t.PeerSANs) > 0 && !set(t.Trust) {
+	for i := range t.PeerDNS {
+		field := fmt.Sprintf("%s.validation_context.match_typed_subject_alt_names[%d].matcher", common, i)
+		c.stringMatch(field, &t.PeerDNS[i])
+	}
+	for i, k := range t.Curves {
+		if !slices.Contains(Curves(), k) {
+			c.failf(fmt.Sprintf("%s.tls_params.ecdh_curves[%d]", common, i), "%q is not known; choose among %s", k, strings.Join(Curves(), ", "))
+		}
+	}
+	if len(t.PeerSANs)+len(t.PeerDNS) > 0 && !set(t.Trust) {
 		c.failf(common+".validation_context.match_typed_subject_alt_names", "names are checked only of peers that a trust source vouches for; give one")
 	}
 	for i, p := range t.ALPN {
@@ -186,6 +199,10 @@ var _ Resource = (*Secret)(nil)
 func (s *Secret) Validate() error {
 	c := &check{}
 	c.name("name", s.Name)
+	if f := s.Files; f != nil && len(s.TrustPEM)+len(s.ChainPEM)+len(s.KeyPEM) == 0 {
+		c.source("files", CertSource{Files: f}, f.CA == "")
+		return c.err()
+	}
 	isCert := len(s.ChainPEM) > 0 || len(s.KeyPEM) > 0
 	c.one("", map[string]bool{"validation_context": len(s.TrustPEM) > 0, "tls_certificate": isCert})
 	if isCert && len(s.ChainPEM) == 0 {

@@ -82,6 +82,9 @@ func (c *check) chain(at string, f *FilterChain, names map[string]bool) {
 		if !set(f.TLS.Certificate) {
 			c.failf(t+".common_tls_context", "a server needs a certificate")
 		}
+		if f.TLS.AcceptUntrusted {
+			c.failf(t+".common_tls_context.validation_context.trust_chain_verification", "ACCEPT_UNTRUSTED is for servers that are dialled; leave the validation context out where client certificates do not matter")
+		}
 		if f.TLS.RequireClientCert && !set(f.TLS.Trust) {
 			c.failf(t+".require_client_certificate", "client certificates are required and there is nothing to check them by")
 		}
@@ -121,6 +124,9 @@ func (c *check) tcp(at string, t *TCPProxy) {
 		}
 	}
 	c.duration(at+".idle_timeout", t.IdleTimeout)
+	for i := range t.AccessLog {
+		c.accessLog(fmt.Sprintf("%s.access_log[%d]", at, i), &t.AccessLog[i])
+	}
 }
 
 func isZero(m HeaderMutations) bool { return len(m.Remove)+len(m.Set)+len(m.Add) == 0 }
@@ -170,6 +176,19 @@ func (c *check) manager(at string, m *HTTPManager) {
 	c.duration(at+".request_headers_timeout", m.RequestHeadersTimeout)
 	c.duration(at+".stream_idle_timeout", m.StreamIdleTimeout)
 	c.duration(at+".common_http_protocol_options.idle_timeout", m.IdleTimeout)
+	c.duration(at+".common_http_protocol_options.max_connection_duration", m.MaxConnection)
+	if m.MaxStreams > 1<<31-1 {
+		c.failf(at+".http2_protocol_options.max_concurrent_streams", "%d is more than HTTP/2 has streams", m.MaxStreams)
+	}
+	if m.MaxHeaders > 10000 {
+		c.failf(at+".common_http_protocol_options.max_headers_count", "%d is more than 10000", m.MaxHeaders)
+	}
+	if m.Underscores > DropUnderscores {
+		c.failf(at+".common_http_protocol_options.headers_with_underscores_action", "unknown value %d", m.Underscores)
+	}
+	if m.EscapedSlashes > RejectEscapedSlashes {
+		c.failf(at+".path_with_escaped_slashes_action", "unknown value %d", m.EscapedSlashes)
+	}
 	if m.MaxRequestHeadersKB > 8192 {
 		c.failf(at+".max_request_headers_kb", "%d is more than 8192", m.MaxRequestHeadersKB)
 	}
@@ -190,5 +209,34 @@ func (c *check) accessLog(at string, a *AccessLog) {
 	}
 	if a.MinStatus > 599 {
 		c.failf(at+".filter.status_code_filter.comparison.value.default_value", "%d is no HTTP status", a.MinStatus)
+	}
+	if a.Filter != nil {
+		c.logFilter(at+".filter", a.Filter, 0)
+	}
+}
+
+func (c *check) logFilter(at string, f *LogFilter, depth int) {
+	if depth > 16 {
+		c.failf(at, "is nested deeper than 16")
+		return
+	}
+	c.one(at, map[string]bool{"status_code_filter": f.Status != nil, "duration_filter": f.Duration != nil,
+		"response_flag_filter": f.AnyFlag || len(f.Flags) > 0, "and_filter": len(f.And) > 0, "or_filter": len(f.Or) > 0})
+	for _, x := range []*Comparison{f.Status, f.Duration} {
+		if x != nil && x.Op > CompareNE {
+			c.failf(at+".comparison.op", "unknown value %d", x.Op)
+		}
+	}
+	if len(f.And) == 1 || len(f.Or) == 1 {
+		c.failf(at, "and_filter and or_filter have two filters or more; write the one by itself")
+	}
+	for _, flag := range f.Flags {
+		c.name(at+".response_flag_filter.flags", flag)
+	}
+	for i := range f.And {
+		c.logFilter(fmt.Sprintf("%s.and_filter.filters[%d]", at, i), &f.And[i], depth+1)
+	}
+	for i := range f.Or {
+		c.logFilter(fmt.Sprintf("%s.or_filter.filters[%d]", at, i), &f.Or[i], depth+1)
 	}
 }

@@ -133,9 +133,11 @@ func (d *decoder) upstreamProtocol(m *clusterv3.Cluster, out *resource.Cluster) 
 		out.IdleTimeout = d.someDuration("common_http_protocol_options.idle_timeout", c.GetIdleTimeout())
 	}
 	//nolint:staticcheck // deprecated, still sent by many
-	if m.GetHttp2ProtocolOptions() != nil {
+	if o := m.GetHttp2ProtocolOptions(); o != nil {
 		out.Protocol = resource.ProtocolHTTP2
+		d.downstreamOnly("http2_protocol_options", nil, o)
 	}
+	d.downstreamOnly("common_http_protocol_options", m.GetCommonHttpProtocolOptions(), nil) //nolint:staticcheck // see above
 	for k, a := range m.GetTypedExtensionProtocolOptions() {
 		at := "typed_extension_protocol_options[" + k + "]"
 		opts := &upstreamv3.HttpProtocolOptions{}
@@ -149,22 +151,39 @@ func (d *decoder) upstreamProtocol(m *clusterv3.Cluster, out *resource.Cluster) 
 		if t := opts.GetCommonHttpProtocolOptions().GetIdleTimeout(); t != nil {
 			out.IdleTimeout = d.someDuration(at+".common_http_protocol_options.idle_timeout", t)
 		}
+		d.downstreamOnly(at+".common_http_protocol_options", opts.GetCommonHttpProtocolOptions(), nil)
 		switch x := opts.GetUpstreamProtocolOptions().(type) {
 		case *upstreamv3.HttpProtocolOptions_AutoConfig:
 			out.Protocol = resource.ProtocolAuto
+			d.downstreamOnly(at+".auto_config.http2_protocol_options", nil, x.AutoConfig.GetHttp2ProtocolOptions())
 		case *upstreamv3.HttpProtocolOptions_UseDownstreamProtocolConfig:
 			out.Protocol = resource.ProtocolDownstream
+			d.downstreamOnly(at+".use_downstream_protocol_config.http2_protocol_options", nil, x.UseDownstreamProtocolConfig.GetHttp2ProtocolOptions())
 		case *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_:
 			switch x.ExplicitHttpConfig.GetProtocolConfig().(type) {
 			case *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions:
 				out.Protocol = resource.ProtocolHTTP1
 			case *upstreamv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions:
 				out.Protocol = resource.ProtocolHTTP2
+				d.downstreamOnly(at+".explicit_http_config.http2_protocol_options", nil, x.ExplicitHttpConfig.GetHttp2ProtocolOptions())
 			default:
 				d.fail(at+".explicit_http_config", "is neither HTTP/1 nor HTTP/2")
 			}
 		default:
 			d.fail(at+".upstream_protocol_options", "must be set")
+		}
+	}
+}
+
+// downstreamOnly reports limits that are kept of clients and not of endpoints.
+func (d *decoder) downstreamOnly(at string, c *corev3.HttpProtocolOptions, h2 *corev3.Http2ProtocolOptions) {
+	for field, set := range map[string]bool{
+		"max_headers_count": c.GetMaxHeadersCount() != nil, "max_connection_duration": c.GetMaxConnectionDuration() != nil,
+		"headers_with_underscores_action": c.GetHeadersWithUnderscoresAction() != corev3.HttpProtocolOptions_ALLOW,
+		"max_concurrent_streams":          h2.GetMaxConcurrentStreams() != nil,
+	} {
+		if set {
+			d.warn(at+"."+field, "is kept of clients only; endpoints have parrel's own limits")
 		}
 	}
 }

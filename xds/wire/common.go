@@ -104,6 +104,10 @@ func ads() *corev3.ConfigSource {
 // fromADS refuses a source that is not this stream: parrel would look for the
 // resource where it is not.
 func (d *decoder) fromADS(field string, s *corev3.ConfigSource) {
+	if d.static {
+		d.fail(field, "there is no control plane that it could come from; write it into this file")
+		return
+	}
 	if s.GetAds() == nil && s.GetSelf() == nil {
 		d.fail(field, "only ADS (or self) is a source of configuration")
 	}

@@ -25,14 +25,24 @@ var forwards = [...]hcmv3.HttpConnectionManager_ForwardClientCertDetails{
 	resource.AppendForwardXFCC: hcmv3.HttpConnectionManager_APPEND_FORWARD,
 }
 
+// escapes are the actions on encoded slashes; Envoy's unset means what an
+// implementation does by itself: resource.DefaultEscapedSlashes.
+var escapes = [...]hcmv3.HttpConnectionManager_PathWithEscapedSlashesAction{
+	resource.DefaultEscapedSlashes:  hcmv3.HttpConnectionManager_IMPLEMENTATION_SPECIFIC_DEFAULT,
+	resource.KeepEscapedSlashes:     hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+	resource.RedirectEscapedSlashes: hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT,
+	resource.ForwardEscapedSlashes:  hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD,
+	resource.RejectEscapedSlashes:   hcmv3.HttpConnectionManager_REJECT_REQUEST,
+}
+
 func (e *encoder) manager(m *resource.HTTPManager) *hcmv3.HttpConnectionManager {
 	out := &hcmv3.HttpConnectionManager{
 		StatPrefix: encodePrefix(m.StatPrefix), CodecType: codecs[m.Codec],
 		ForwardClientCertDetails: forwards[m.XFCC], UseRemoteAddress: boolean(m.UseRemoteAddress),
 		ServerName: m.ServerName, RequestTimeout: duration(m.RequestTimeout), RequestHeadersTimeout: duration(m.RequestHeadersTimeout),
 		StreamIdleTimeout: duration(m.StreamIdleTimeout), MaxRequestHeadersKb: u32(m.MaxRequestHeadersKB),
-		NormalizePath: wrapperspb.Bool(true), // decisions are taken on the normalised path
-		HttpFilters:   each(m.Filters, e.httpFilter), AccessLog: each(m.AccessLog, e.accessLog),
+		NormalizePath: wrapperspb.Bool(!m.RawPaths), PathWithEscapedSlashesAction: escapes[m.EscapedSlashes], MergeSlashes: m.MergeSlashes,
+		HttpFilters: each(m.Filters, e.httpFilter), AccessLog: each(m.AccessLog, e.accessLog),
 	}
 	if m.RouteName != "" {
 		out.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{RouteConfigName: m.RouteName, ConfigSource: ads()}}
@@ -45,13 +55,19 @@ func (e *encoder) manager(m *resource.HTTPManager) *hcmv3.HttpConnectionManager 
 	for _, u := range m.Upgrades {
 		out.UpgradeConfigs = append(out.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: u})
 	}
-	if len(m.Upgrades) > 0 { // upgrades come by extended CONNECT too (RFC 8441)
-		out.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{AllowConnect: true}
+	if len(m.Upgrades) > 0 || m.MaxStreams > 0 { // upgrades come by extended CONNECT too (RFC 8441)
+		out.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{AllowConnect: len(m.Upgrades) > 0, MaxConcurrentStreams: u32(m.MaxStreams)}
 	}
-	if m.IdleTimeout != 0 {
-		out.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: duration(m.IdleTimeout)}
+	if m.IdleTimeout != 0 || m.MaxConnection != 0 || m.MaxHeaders != 0 || m.Underscores != 0 {
+		out.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: duration(m.IdleTimeout), MaxConnectionDuration: duration(m.MaxConnection),
+			MaxHeadersCount: u32(m.MaxHeaders), HeadersWithUnderscoresAction: underscores[m.Underscores]}
 	}
 	return out
+}
+
+var underscores = [...]corev3.HttpProtocolOptions_HeadersWithUnderscoresAction{
+	resource.AllowUnderscores: corev3.HttpProtocolOptions_ALLOW, resource.RejectUnderscores: corev3.HttpProtocolOptions_REJECT_REQUEST,
+	resource.DropUnderscores: corev3.HttpProtocolOptions_DROP_HEADER,
 }
 
 func (d *decoder) manager(at string, m *hcmv3.HttpConnectionManager) *resource.HTTPManager {
@@ -62,6 +78,9 @@ func (d *decoder) manager(at string, m *hcmv3.HttpConnectionManager) *resource.H
 		StreamIdleTimeout:     d.someDuration(at+".stream_idle_timeout", m.GetStreamIdleTimeout()),
 		IdleTimeout:           d.someDuration(at+".common_http_protocol_options.idle_timeout", m.GetCommonHttpProtocolOptions().GetIdleTimeout()),
 		MaxRequestHeadersKB:   m.GetMaxRequestHeadersKb().GetValue(),
+		MaxHeaders:            m.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue(),
+		MaxStreams:            m.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue(),
+		MaxConnection:         d.duration(at+".common_http_protocol_options.max_connection_duration", m.GetCommonHttpProtocolOptions().GetMaxConnectionDuration()),
 	}
 	d.managerEnums(at, m, out)
 	switch x := m.GetRouteSpecifier().(type) {
@@ -85,7 +104,7 @@ func (d *decoder) manager(at string, m *hcmv3.HttpConnectionManager) *resource.H
 		d.httpFilter(index(at+".http_filters", i), f, out)
 	}
 	for i, l := range m.GetAccessLog() {
-		d.accessLog(index(at+".access_log", i), l, out)
+		d.accessLog(index(at+".access_log", i), l, &out.AccessLog)
 	}
 	return out
 }
@@ -101,6 +120,15 @@ func (d *decoder) managerEnums(at string, m *hcmv3.HttpConnectionManager, out *r
 		d.failf(at+".codec_type", "%s is not spoken", m.GetCodecType())
 	}
 	known = false
+	for k, v := range underscores {
+		if v == m.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction() {
+			out.Underscores, known = resource.Underscores(k), true
+		}
+	}
+	if !known {
+		d.failf(at+".common_http_protocol_options.headers_with_underscores_action", "unknown value %d", m.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction())
+	}
+	known = false
 	for k, v := range forwards {
 		if v == m.GetForwardClientCertDetails() {
 			out.XFCC, known = resource.ForwardClientCert(k), true
@@ -112,8 +140,15 @@ func (d *decoder) managerEnums(at string, m *hcmv3.HttpConnectionManager, out *r
 	if s := m.GetSetCurrentClientCertDetails(); s != nil && !s.GetUri() && out.XFCC != resource.SanitizeXFCC {
 		d.warn(at+".set_current_client_cert_details", "the URI is always written, and nothing else")
 	}
-	if n := m.GetNormalizePath(); n != nil && !n.GetValue() {
-		d.warn(at+".normalize_path", "paths are always normalised before a decision")
+	if n := m.GetNormalizePath(); n != nil {
+		out.RawPaths = !n.GetValue()
+	}
+	out.MergeSlashes = m.GetMergeSlashes()
+	out.EscapedSlashes = resource.RejectEscapedSlashes // an action of a later version
+	for k, v := range escapes {
+		if v == m.GetPathWithEscapedSlashesAction() {
+			out.EscapedSlashes = resource.EscapedSlashes(k)
+		}
 	}
 }
 
@@ -175,14 +210,16 @@ func (e *encoder) accessLog(l *resource.AccessLog) *accesslogv3.AccessLog {
 			Specifier: &corev3.DataSource_InlineString{InlineString: l.Text}}}})
 	}
 	out := &accesslogv3.AccessLog{Name: "envoy.access_loggers.file", ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: e.pack(f)}}
-	if l.MinStatus > 0 {
-		out.Filter = &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslogv3.StatusCodeFilter{
-			Comparison: &accesslogv3.ComparisonFilter{Op: accesslogv3.ComparisonFilter_GE, Value: &corev3.RuntimeUInt32{DefaultValue: l.MinStatus, RuntimeKey: "parrel.access_log.min_status"}}}}}
+	switch {
+	case l.Filter != nil:
+		out.Filter = e.logFilter(l.Filter)
+	case l.MinStatus > 0:
+		out.Filter = e.logFilter(&resource.LogFilter{Status: &resource.Comparison{Op: resource.CompareGE, Value: l.MinStatus}})
 	}
 	return out
 }
 
-func (d *decoder) accessLog(at string, m *accesslogv3.AccessLog, out *resource.HTTPManager) {
+func (d *decoder) accessLog(at string, m *accesslogv3.AccessLog, out *[]resource.AccessLog) {
 	l := resource.AccessLog{}
 	a := m.GetTypedConfig()
 	var format *corev3.SubstitutionFormatString
@@ -210,15 +247,17 @@ func (d *decoder) accessLog(at string, m *accesslogv3.AccessLog, out *resource.H
 		return
 	}
 	d.logFormat(at+".typed_config.log_format", format, &l)
-	if f := m.GetFilter(); f != nil {
-		c := f.GetStatusCodeFilter().GetComparison()
-		if c == nil || c.GetOp() != accesslogv3.ComparisonFilter_GE {
-			d.warn(at+".filter", "only a status code that is at least a value filters; everything is logged")
-		} else {
-			l.MinStatus = c.GetValue().GetDefaultValue()
+	if m.GetFilter() != nil {
+		switch f := d.logFilter(at+".filter", m.GetFilter(), 0); {
+		case f == nil:
+			d.warn(at+".filter", "is of a kind that parrel does not have; everything is logged")
+		case f.Status != nil && f.Status.Op == resource.CompareGE:
+			l.MinStatus = f.Status.Value
+		default:
+			l.Filter = f
 		}
 	}
-	out.AccessLog = append(out.AccessLog, l)
+	*out = append(*out, l)
 }
 
 func (d *decoder) logFormat(at string, f *corev3.SubstitutionFormatString, l *resource.AccessLog) {

@@ -102,6 +102,13 @@ func TestHonouredFieldsAreUsed(t *testing.T) {
 	for _, d := range documents(t) {
 		visit(d.any)
 	}
+	for typ, text := range staticDocuments {
+		m, err := fromJSON(typ, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		collect(m.ProtoReflect(), used)
+	}
 	for n, fields := range table {
 		for f := range fields {
 			if key := string(n) + "." + string(f); !used[key] {

@@ -3,11 +3,10 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -45,14 +44,12 @@ func JSON(r resource.Resource) (json.RawMessage, error) {
 
 // FromJSON reads what JSON wrote, or what a user writes by Envoy's documents.
 func FromJSON(t resource.Type, raw []byte) (resource.Resource, []Warning, error) {
-	name := string(t)[len("type.googleapis.com/"):]
-	mt, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name))
+	m, err := fromJSON(t, raw)
 	if err != nil {
-		return nil, nil, &Error{Type: t, Reason: "no such type of resource"}
-	}
-	m := mt.New().Interface()
-	if err := protojson.Unmarshal(raw, m); err != nil {
-		return nil, nil, &Error{Type: t, Reason: err.Error()}
+		if j, ok := errors.AsType[*JSONError](err); ok {
+			err = &Error{Type: t, Reason: j.Error()}
+		}
+		return nil, nil, err
 	}
 	a, err := anypb.New(m)
 	if err != nil {

@@ -195,7 +195,8 @@ func (d *decoder) chainMatch(at string, m *listenerv3.FilterChainMatch) resource
 
 func (e *encoder) tcp(t *resource.TCPProxy) *tcpv3.TcpProxy {
 	// Zero is said: Envoy would end idle connections after an hour.
-	out := &tcpv3.TcpProxy{StatPrefix: encodePrefix(t.StatPrefix), IdleTimeout: durationp(&t.IdleTimeout), MaxConnectAttempts: u32(t.MaxConnectAttempts)}
+	out := &tcpv3.TcpProxy{StatPrefix: encodePrefix(t.StatPrefix), IdleTimeout: durationp(&t.IdleTimeout), MaxConnectAttempts: u32(t.MaxConnectAttempts),
+		AccessLog: each(t.AccessLog, e.accessLog)}
 	if len(t.Weighted) == 0 {
 		out.ClusterSpecifier = &tcpv3.TcpProxy_Cluster{Cluster: t.Cluster}
 		return out
@@ -212,6 +213,9 @@ func (d *decoder) tcp(at string, m *tcpv3.TcpProxy) *resource.TCPProxy {
 	out := &resource.TCPProxy{
 		StatPrefix: decodePrefix(m.GetStatPrefix()), Cluster: m.GetCluster(),
 		IdleTimeout: d.duration(at+".idle_timeout", m.GetIdleTimeout()), MaxConnectAttempts: m.GetMaxConnectAttempts().GetValue(),
+	}
+	for i, l := range m.GetAccessLog() {
+		d.accessLog(index(at+".access_log", i), l, &out.AccessLog)
 	}
 	for _, c := range m.GetWeightedClusters().GetClusters() {
 		out.Weighted = append(out.Weighted, resource.WeightedCluster{Name: c.GetName(), Weight: c.GetWeight()})

@@ -55,6 +55,10 @@ func (d *decoder) secret(m *tlsv3.Secret) *resource.Secret {
 	out := &resource.Secret{Name: m.GetName()}
 	switch x := m.GetType().(type) {
 	case *tlsv3.Secret_TlsCertificate:
+		if d.static {
+			d.secretFrom(out, d.staticCertificate("tls_certificate", x.TlsCertificate))
+			break
+		}
 		out.ChainPEM = d.inline("tls_certificate.certificate_chain", x.TlsCertificate.GetCertificateChain())
 		out.KeyPEM = d.inline("tls_certificate.private_key", x.TlsCertificate.GetPrivateKey())
 	case *tlsv3.Secret_ValidationContext:
@@ -70,6 +74,10 @@ func (d *decoder) trust(field string, c *tlsv3.CertificateValidationContext, out
 		d.fail(field, "a secret holds roots; which names are accepted belongs to the transport socket")
 	}
 	v := c.GetCustomValidatorConfig()
+	if v == nil && d.static {
+		d.secretFrom(out, d.staticTrust(field, c))
+		return
+	}
 	if v == nil {
 		out.TrustPEM = []resource.TrustBundle{{RootsPEM: d.inline(field+".trusted_ca", c.GetTrustedCa())}}
 		return

@@ -27,18 +27,22 @@ envoy.config.listener.v3.FilterChain filter_chain_match filters transport_socket
 envoy.config.listener.v3.FilterChainMatch destination_port prefix_ranges server_names transport_protocol application_protocols source_prefix_ranges
 envoy.config.listener.v3.Filter name typed_config
 
-envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy stat_prefix cluster weighted_clusters idle_timeout max_connect_attempts
+envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy stat_prefix cluster weighted_clusters idle_timeout max_connect_attempts access_log
 envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster clusters
 envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight name weight
 
-envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager codec_type stat_prefix rds route_config http_filters common_http_protocol_options http2_protocol_options server_name max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout access_log use_remote_address forward_client_cert_details set_current_client_cert_details upgrade_configs normalize_path
+envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager codec_type stat_prefix rds route_config http_filters common_http_protocol_options http2_protocol_options server_name max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout access_log use_remote_address forward_client_cert_details set_current_client_cert_details upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action
 envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails uri
 envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig upgrade_type enabled
 envoy.extensions.filters.network.http_connection_manager.v3.Rds config_source route_config_name
 envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter name typed_config is_optional
 envoy.extensions.filters.http.router.v3.Router
 envoy.config.accesslog.v3.AccessLog name filter typed_config
-envoy.config.accesslog.v3.AccessLogFilter status_code_filter
+envoy.config.accesslog.v3.AccessLogFilter status_code_filter duration_filter and_filter or_filter response_flag_filter
+envoy.config.accesslog.v3.DurationFilter comparison
+envoy.config.accesslog.v3.AndFilter filters
+envoy.config.accesslog.v3.OrFilter filters
+envoy.config.accesslog.v3.ResponseFlagFilter flags
 envoy.config.accesslog.v3.StatusCodeFilter comparison
 envoy.config.accesslog.v3.ComparisonFilter op value
 envoy.config.core.v3.RuntimeUInt32 default_value runtime_key
@@ -86,9 +90,9 @@ envoy.extensions.upstreams.http.v3.HttpProtocolOptions common_http_protocol_opti
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig http_protocol_options http2_protocol_options
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig http_protocol_options http2_protocol_options
 envoy.extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig http_protocol_options http2_protocol_options
-envoy.config.core.v3.HttpProtocolOptions idle_timeout
+envoy.config.core.v3.HttpProtocolOptions idle_timeout max_headers_count max_connection_duration headers_with_underscores_action
 envoy.config.core.v3.Http1ProtocolOptions
-envoy.config.core.v3.Http2ProtocolOptions allow_connect
+envoy.config.core.v3.Http2ProtocolOptions allow_connect max_concurrent_streams
 
 envoy.config.endpoint.v3.ClusterLoadAssignment cluster_name endpoints
 envoy.config.endpoint.v3.LocalityLbEndpoints locality lb_endpoints load_balancing_weight priority
@@ -98,7 +102,7 @@ envoy.config.core.v3.Locality region zone sub_zone
 
 envoy.extensions.transport_sockets.tls.v3.Secret name tls_certificate validation_context
 envoy.extensions.transport_sockets.tls.v3.TlsCertificate certificate_chain private_key
-envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext trusted_ca match_typed_subject_alt_names match_subject_alt_names custom_validator_config ca_certificate_provider_instance
+envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext trusted_ca trust_chain_verification match_typed_subject_alt_names match_subject_alt_names custom_validator_config ca_certificate_provider_instance
 envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher san_type matcher
 envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig trust_domains
 envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig.TrustDomain name trust_bundle
@@ -106,7 +110,7 @@ envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext common_tls_contex
 envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext common_tls_context sni
 envoy.extensions.transport_sockets.tls.v3.CommonTlsContext tls_params tls_certificates tls_certificate_sds_secret_configs tls_certificate_provider_instance validation_context validation_context_sds_secret_config combined_validation_context alpn_protocols
 envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext default_validation_context validation_context_sds_secret_config
-envoy.extensions.transport_sockets.tls.v3.TlsParameters tls_minimum_protocol_version tls_maximum_protocol_version
+envoy.extensions.transport_sockets.tls.v3.TlsParameters tls_minimum_protocol_version tls_maximum_protocol_version ecdh_curves
 envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig name sds_config
 envoy.extensions.transport_sockets.tls.v3.CertificateProviderPluginInstance instance_name
 

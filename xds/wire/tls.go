@@ -45,8 +45,9 @@ func (e *encoder) commonTLS(t *resource.TLSParams) *tlsv3.CommonTlsContext {
 	// grpc-go refuses tls_params; what is said by provider instances is for it.
 	// Everyone else is told 1.3, which is no default of Envoy's.
 	provider := t.Certificate.Provider != "" || t.Trust.Provider != ""
-	if !provider || t.MinVersion != "" || t.MaxVersion != "" {
-		out.TlsParams = &tlsv3.TlsParameters{TlsMinimumProtocolVersion: version(t.MinVersion), TlsMaximumProtocolVersion: version(t.MaxVersion)}
+	if !provider || t.MinVersion != "" || t.MaxVersion != "" || len(t.Curves) > 0 {
+		out.TlsParams = &tlsv3.TlsParameters{TlsMinimumProtocolVersion: version(t.MinVersion), TlsMaximumProtocolVersion: version(t.MaxVersion),
+			EcdhCurves: t.Curves}
 	}
 	switch c := t.Certificate; {
 	case c.SDS != "":
@@ -70,6 +71,13 @@ func (e *encoder) trust(t *resource.TLSParams, out *tlsv3.CommonTlsContext) {
 		ctx.MatchTypedSubjectAltNames = append(ctx.MatchTypedSubjectAltNames, &tlsv3.SubjectAltNameMatcher{
 			SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: e.text(&t.PeerSANs[i])})
 	}
+	for i := range t.PeerDNS {
+		ctx.MatchTypedSubjectAltNames = append(ctx.MatchTypedSubjectAltNames, &tlsv3.SubjectAltNameMatcher{
+			SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: e.text(&t.PeerDNS[i])})
+	}
+	if t.AcceptUntrusted {
+		ctx.TrustChainVerification = tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED
+	}
 	switch s := t.Trust; {
 	case s.SDS != "":
 		out.ValidationContextType = &tlsv3.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
@@ -83,6 +91,7 @@ func (e *encoder) trust(t *resource.TLSParams, out *tlsv3.CommonTlsContext) {
 		ctx.CaCertificateProviderInstance = &tlsv3.CertificateProviderPluginInstance{InstanceName: s.Provider}
 	case s.Files != nil:
 		ctx.TrustedCa = file(s.Files.CA)
+	case t.AcceptUntrusted:
 	default:
 		return
 	}
@@ -149,6 +158,13 @@ func (d *decoder) commonTLS(field string, c *tlsv3.CommonTlsContext) resource.TL
 		ALPN:       c.GetAlpnProtocols(),
 		MinVersion: d.version(field+".tls_params.tls_minimum_protocol_version", p.GetTlsMinimumProtocolVersion()),
 		MaxVersion: d.version(field+".tls_params.tls_maximum_protocol_version", p.GetTlsMaximumProtocolVersion()),
+		Curves:     p.GetEcdhCurves(),
+	}
+	switch {
+	case d.static && p.GetTlsMinimumProtocolVersion() == tlsv3.TlsParameters_TLS_AUTO:
+		out.MinVersion = "1.2" // peers of the mesh speak 1.3; a gateway's clients may not
+	case !d.static && len(out.Curves) > 0:
+		d.fail(field+".tls_params.ecdh_curves", onlyStatic)
 	}
 	d.certificate(field, c, &out)
 	switch x := c.GetValidationContextType().(type) {
@@ -179,6 +195,10 @@ func (d *decoder) certificate(field string, c *tlsv3.CommonTlsContext, out *reso
 	}
 	for _, t := range c.GetTlsCertificates() {
 		at := field + ".tls_certificates[0]"
+		if d.static {
+			out.Certificate = d.staticCertificate(at, t)
+			continue
+		}
 		out.Certificate.Files = &resource.CertFiles{
 			Cert: d.filename(at+".certificate_chain", t.GetCertificateChain()),
 			Key:  d.filename(at+".private_key", t.GetPrivateKey()),
@@ -196,7 +216,17 @@ func (d *decoder) validation(field string, c *tlsv3.CertificateValidationContext
 	if c.GetCustomValidatorConfig() != nil {
 		d.fail(field+".custom_validator_config", "is read in secrets only; give the bundles by SDS")
 	}
-	if c.GetTrustedCa() != nil {
+	switch v := c.GetTrustChainVerification(); {
+	case v == tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED && !d.static:
+		d.fail(field+".trust_chain_verification", onlyStatic)
+	case v == tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED:
+		out.AcceptUntrusted = true
+	}
+	switch {
+	case c.GetTrustedCa() == nil:
+	case d.static:
+		out.Trust = d.staticTrust(field, c)
+	default:
 		out.Trust.Files = &resource.CertFiles{CA: d.filename(field+".trusted_ca", c.GetTrustedCa())}
 	}
 	if p := c.GetCaCertificateProviderInstance(); p != nil {
@@ -209,6 +239,16 @@ func (d *decoder) validation(field string, c *tlsv3.CertificateValidationContext
 func (d *decoder) names(field string, c *tlsv3.CertificateValidationContext, out *resource.TLSParams) {
 	for i, m := range c.GetMatchTypedSubjectAltNames() {
 		at := index(field+".match_typed_subject_alt_names", i)
+		if m.GetSanType() == tlsv3.SubjectAltNameMatcher_DNS && d.static {
+			if t := d.text(at+".matcher", m.GetMatcher()); t != nil {
+				out.PeerDNS = append(out.PeerDNS, *t)
+			}
+			continue
+		}
+		if m.GetSanType() != tlsv3.SubjectAltNameMatcher_URI && d.static {
+			d.failf(at+".san_type", "%s is not checked; give a DNS name or a URI", m.GetSanType())
+			continue
+		}
 		if m.GetSanType() != tlsv3.SubjectAltNameMatcher_URI {
 			d.failf(at+".san_type", "%s is not checked; peers are known by their SPIFFE id, a URI", m.GetSanType())
 		}
@@ -240,6 +280,9 @@ func (d *decoder) names(field string, c *tlsv3.CertificateValidationContext, out
 }
 
 func (d *decoder) sds(field string, s *tlsv3.SdsSecretConfig) string {
+	if d.static {
+		return d.staticSecret(field, s)
+	}
 	d.fromADS(field+".sds_config", s.GetSdsConfig())
 	if s.GetName() == "" {
 		d.fail(field+".name", "must not be empty")

@@ -23,6 +23,23 @@ var strictPackages = []string{
 	"envoy.extensions.filters.http.jwt_authn.v3.",
 }
 
+// limits refuse a resource of static configuration where they are not honoured:
+// whoever wrote such a limit or check relies on it.
+var limits = map[string]bool{
+	"envoy.config.core.v3.HttpProtocolOptions.max_stream_duration":                              true,
+	"envoy.config.core.v3.HttpProtocolOptions.max_requests_per_connection":                      true,
+	"envoy.config.core.v3.HttpProtocolOptions.max_response_headers_kb":                          true,
+	"envoy.config.route.v3.RouteAction.max_stream_duration":                                     true,
+	"envoy.config.route.v3.RouteAction.rate_limits":                                             true,
+	"envoy.config.route.v3.VirtualHost.rate_limits":                                             true,
+	"envoy.config.route.v3.VirtualHost.require_tls":                                             true,
+	"envoy.config.cluster.v3.Cluster.health_checks":                                             true,
+	"envoy.config.cluster.v3.Cluster.outlier_detection":                                         true,
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.retry_budget":                           true,
+	"envoy.config.cluster.v3.CircuitBreakers.per_host_thresholds":                               true,
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.max_downstream_connection_duration": true,
+}
+
 func isStrict(m protoreflect.FullName) bool {
 	for _, p := range strictPackages {
 		if strings.HasPrefix(string(m), p) {
@@ -47,6 +64,10 @@ func (d *decoder) walk(path string, m protoreflect.Message, strict bool, depth i
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		p := join(path, string(fd.Name()))
 		if !fields[fd.Name()] {
+			if d.static && limits[string(name)+"."+string(fd.Name())] {
+				d.fail(p, "parrel does not do this; leave it out, so that nobody relies on it")
+				return true
+			}
 			d.unhonoured(strict || carriesStrict(fd, v, 0), p, "parrel does not honour this field")
 			return true
 		}

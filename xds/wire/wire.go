@@ -157,6 +157,9 @@ type decoder struct {
 	name  string
 	warns []Warning
 	errs  []*Error
+
+	static  bool               // the resource stands in a file: see DecodeStatic
+	secrets []*resource.Secret // that a static resource brings along
 }
 
 func (d *decoder) fail(field, reason string) {

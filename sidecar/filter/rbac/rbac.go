@@ -33,7 +33,7 @@ type rbac struct{ rules *decide.RBAC }
 var _ filter.Filter = (*rbac)(nil)
 
 func (r *rbac) Request(_ context.Context, x *filter.Exchange, req *stream.Request) (*stream.Response, any, error) {
-	v := r.rules.Authorise(filter.Head{RequestHead: &req.Head}, x.Facts, nil)
+	v := r.rules.Authorise(x.Head(req), x.Facts, nil)
 	if v.ShadowAllowed != v.Allowed {
 		x.Record.ShadowPolicy, x.Record.ShadowDenied = v.ShadowPolicy, !v.ShadowAllowed
 	}

@@ -75,3 +75,31 @@ func TestBadRules(t *testing.T) {
 		t.Error("a broken regular expression was accepted")
 	}
 }
+
+// TestParameters: a target with path parameters passes only if it would pass
+// without them, too.
+func TestParameters(t *testing.T) {
+	only := func(a resource.RBACAction, path string) *resource.RBAC {
+		return &resource.RBAC{Rules: &resource.RBACRules{Action: a, Policies: []resource.RBACPolicy{{Name: "p", Principals: []resource.Principal{{Any: true}},
+			Permissions: []resource.Permission{{Path: &resource.StringMatch{Kind: resource.StringExact, Value: path}}}}}}}
+	}
+	for _, tt := range []struct {
+		rules  *resource.RBAC
+		path   string
+		denied bool
+	}{
+		{only(resource.RBACDeny, "/secret"), "/secret;x", true}, {only(resource.RBACDeny, "/secret"), "/;x/secret", true},
+		{only(resource.RBACDeny, "/secret;x"), "/secret;x", true}, {only(resource.RBACDeny, "/secret"), "/public;x", false},
+		{only(resource.RBACAllow, "/public"), "/public;x", true}, {only(resource.RBACAllow, "/public"), "/public", false},
+	} {
+		f, err := Entry().New(&resource.HTTPFilter{RBAC: tt.rules}, filter.Deps{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &filter.Exchange{Facts: &decide.Facts{}, Record: &telemetry.Record{}}
+		_, _, err = f.Request(t.Context(), x, &stream.Request{Head: stream.RequestHead{Method: "GET", Path: tt.path}})
+		if (err != nil) != tt.denied {
+			t.Errorf("%s: %v, want denied %v", tt.path, err, tt.denied)
+		}
+	}
+}

@@ -87,6 +87,34 @@ func (p *PKI) SVID(service string, ttl time.Duration) *x509svid.SVID {
 	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{leaf}, PrivateKey: key}
 }
 
+// Leaf is a certificate and its key as PEM, for these DNS names and URIs.
+func (p *PKI) Leaf(dns []string, uris ...string) (chainPEM, keyPEM []byte) {
+	p.t.Helper()
+	key := must(p.t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "leaf"}, DNSNames: dns,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	for _, u := range uris {
+		parsed, err := url.Parse(u)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		tmpl.URIs = append(tmpl.URIs, parsed)
+	}
+	leaf := p.sign(tmpl, p.root, &key.PublicKey)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
 // Bundles are the trust domain's roots.
 func (p *PKI) Bundles() *x509bundle.Set {
 	return x509bundle.NewSet(x509bundle.FromX509Authorities(p.TD, []*x509.Certificate{p.root}))

@@ -75,7 +75,7 @@ func measure(b *run.Bench) error {
 			return 0, 0, nil, err
 		}
 		took, err := run.Until(ctx, "http://"+addr(admin)+"/ready")
-		return cmd.Process.Pid, took, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }, err
+		return cmd.Process.Pid, took, func() { b.Stop(cmd) }, err
 	}
 	var ready []time.Duration
 	for n := range starts {

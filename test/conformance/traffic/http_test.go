@@ -207,8 +207,11 @@ func testHTTP1(t *testing.T, w *world, a *app) {
 		}
 	})
 	t.Run("absolute form", func(t *testing.T) {
-		// The target's host counts, whatever Host says (RFC 9112, section 3.2.2).
-		_, b := exchange(t, addr, "GET", "GET http://target/x?y=1 HTTP/1.1\r\nHost: other\r\n\r\n")
+		// The target's host counts (RFC 9112, section 3.2.2), where Host says the same.
+		if r, b := exchange(t, addr, "GET", "GET http://target/x?y=1 HTTP/1.1\r\nHost: other\r\n\r\n"); r.StatusCode != 400 {
+			t.Errorf("two hosts: %d %q", r.StatusCode, b)
+		}
+		_, b := exchange(t, addr, "GET", "GET http://target/x?y=1 HTTP/1.1\r\nHost: TARGET:80\r\n\r\n")
 		var got arrived
 		if err := json.Unmarshal([]byte(b), &got); err != nil || got.Target != "/x?y=1" || got.Host != "target" {
 			t.Errorf("%v %s", err, b)

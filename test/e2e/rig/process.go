@@ -66,6 +66,9 @@ func (p *Process) Alive() bool {
 	}
 }
 
+// Pid is the number of the process that Start started.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
 // Kill ends it as a crash does (kill -9) and waits.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // already gone is as good

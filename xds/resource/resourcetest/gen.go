@@ -448,7 +448,8 @@ func chain(t *rapid.T, chainName string) resource.FilterChain {
 		c.HTTP = manager(t)
 		return c
 	}
-	c.TCP = &resource.TCPProxy{StatPrefix: pick(t, "", "tcp"), IdleTimeout: duration(t), MaxConnectAttempts: uint32(rapid.IntRange(0, 5).Draw(t, "attempts"))}
+	c.TCP = &resource.TCPProxy{StatPrefix: pick(t, "", "tcp"), IdleTimeout: duration(t), MaxConnectAttempts: uint32(rapid.IntRange(0, 5).Draw(t, "attempts")),
+		AccessLog: list(t, 0, 1, accessLog)}
 	if yes(t) {
 		c.TCP.Cluster = name(t)
 	} else {
@@ -463,7 +464,13 @@ func manager(t *rapid.T) *resource.HTTPManager {
 		XFCC:             pick(t, resource.SanitizeXFCC, resource.SanitizeSetXFCC, resource.AppendForwardXFCC),
 		UseRemoteAddress: yes(t), ServerName: pick(t, "", "edge"), RequestTimeout: duration(t), RequestHeadersTimeout: duration(t),
 		StreamIdleTimeout: duration(t), IdleTimeout: duration(t), MaxRequestHeadersKB: uint32(rapid.IntRange(0, 8192).Draw(t, "kb")),
-		AccessLog: list(t, 0, 2, accessLog),
+		AccessLog:  list(t, 0, 2, accessLog),
+		MaxHeaders: pick[uint32](t, 0, 50), MaxStreams: pick[uint32](t, 0, 1, 100), MaxConnection: duration(t),
+		RawPaths: yes(t),
+		EscapedSlashes: pick(t, resource.DefaultEscapedSlashes, resource.KeepEscapedSlashes,
+			resource.RedirectEscapedSlashes, resource.ForwardEscapedSlashes, resource.RejectEscapedSlashes),
+		MergeSlashes: yes(t),
+		Underscores:  pick(t, resource.AllowUnderscores, resource.RejectUnderscores, resource.DropUnderscores),
 	}
 	if yes(t) {
 		m.Upgrades = []string{"websocket"}
@@ -482,6 +489,9 @@ func manager(t *rapid.T) *resource.HTTPManager {
 
 func accessLog(t *rapid.T) resource.AccessLog {
 	a := resource.AccessLog{Path: pick(t, "/dev/stdout", "/dev/stderr", "/var/log/access"), MinStatus: pick[uint32](t, 0, 400, 500)}
+	if a.MinStatus == 0 && yes(t) {
+		a.Filter = logFilter(t, 2)
+	}
 	switch rapid.IntRange(0, 2).Draw(t, "format") {
 	case 0:
 		a.Text = "%START_TIME% %RESPONSE_CODE%"
@@ -489,6 +499,27 @@ func accessLog(t *rapid.T) resource.AccessLog {
 		a.JSON = map[string]string{"code": "%RESPONSE_CODE%", "path": "%REQ(:PATH)%"}
 	}
 	return a
+}
+
+func logFilter(t *rapid.T, depth int) *resource.LogFilter {
+	compare := func(ops ...resource.CompareOp) *resource.Comparison {
+		return &resource.Comparison{Op: pick(t, ops...), Value: u32(t)}
+	}
+	some := func(t *rapid.T) resource.LogFilter { return *logFilter(t, depth-1) }
+	kind := rapid.IntRange(0, 5).Draw(t, "kind")
+	switch {
+	case kind == 0 && depth > 0:
+		return &resource.LogFilter{And: list(t, 2, 3, some)}
+	case kind == 1 && depth > 0:
+		return &resource.LogFilter{Or: list(t, 2, 3, some)}
+	case kind == 2:
+		return &resource.LogFilter{Duration: compare(resource.CompareEQ, resource.CompareGE, resource.CompareLE, resource.CompareNE)}
+	case kind == 3:
+		return &resource.LogFilter{AnyFlag: true}
+	case kind == 4:
+		return &resource.LogFilter{Flags: []string{"UH", "UF"}}
+	}
+	return &resource.LogFilter{Status: compare(resource.CompareEQ, resource.CompareLE, resource.CompareNE)} // at least is MinStatus
 }
 
 func rbac(t *rapid.T) *resource.RBAC {

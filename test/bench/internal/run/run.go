@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -70,7 +72,7 @@ func (b *Bench) Start(name, binary string, args ...string) (*exec.Cmd, error) {
 	defer log.Close()
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	started := make(chan error)
 	b.spawn <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
@@ -80,11 +82,24 @@ func (b *Bench) Start(name, binary string, args ...string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// Pinned runs a command line of the shell on one core, with one thread of Go's.
+func (b *Bench) Pinned(name string, core int, line string) (*exec.Cmd, error) {
+	return b.Start(name, "taskset", "-c", strconv.Itoa(core), "sh", "-c", "export GOMAXPROCS=1; exec "+line)
+}
+
+// Stop ends a process that Start began, and its children, and waits for it.
+func (b *Bench) Stop(cmd *exec.Cmd) {
+	b.procs = slices.DeleteFunc(b.procs, func(p *exec.Cmd) bool { return p == cmd })
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) // already gone is as good
+	late := time.AfterFunc(3*time.Second, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	_ = cmd.Wait() // how it ended does not matter
+	late.Stop()
+}
+
 // Close ends every process and removes the folder.
 func (b *Bench) Close() {
-	for _, p := range b.procs {
-		_ = p.Process.Kill() // already gone is as good
-		_ = p.Wait()
+	for len(b.procs) > 0 {
+		b.Stop(b.procs[len(b.procs)-1])
 	}
 	close(b.spawn)
 	os.RemoveAll(b.Dir)
@@ -111,16 +126,19 @@ func (b *Bench) Write(name, text string) error {
 	return os.Rename(path+".tmp", path)
 }
 
-// Logs prints the end of every log, for a benchmark that failed.
+// Logs prints the beginning and the end of every log, for a benchmark that failed.
 func (b *Bench) Logs(w io.Writer) {
 	logs, _ := filepath.Glob(filepath.Join(b.Dir, "*.log")) // the pattern is fixed
 	for _, l := range logs {
 		text, err := os.ReadFile(l)
-		if err != nil {
+		if err != nil || len(text) == 0 {
 			continue
 		}
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		fmt.Fprintf(w, "--- %s\n%s\n", filepath.Base(l), strings.Join(lines[max(0, len(lines)-10):], "\n"))
+		if cut := len(lines) - 10; cut > 6 {
+			lines = append(append(lines[:6:6], fmt.Sprintf("(%d lines)", cut-6)), lines[cut:]...)
+		}
+		fmt.Fprintf(w, "--- %s\n%s\n", filepath.Base(l), strings.Join(lines, "\n"))
 	}
 }
 
