@@ -125,7 +125,11 @@ func (e *Engine) connect(ctx context.Context, c *listener.Conn, r *telemetry.Rec
 		r.Code, r.Detail = telemetry.NoCluster, "cluster "+r.Cluster+" is not in the configuration"
 		return nil, errors.New(r.Detail)
 	}
-	up, a, err := cl.Connect(ctx, cluster.Options{})
+	var o cluster.Options
+	if c.Redirected {
+		o.Destination = c.Destination
+	}
+	up, a, err := cl.Connect(ctx, o)
 	r.UpstreamHost, r.UpstreamInstance, r.Attempts = a.Host, a.Instance, a.Tries
 	if !c.Inbound {
 		r.DestinationPrincipal, r.TLS = a.Peer, a.TLS
