@@ -261,7 +261,7 @@ func TestUndeclaredChanges(t *testing.T) {
 		u.play("HTTP", get, true)
 		u.play("HTTP", get, true)
 		counts := u.set.Status()[0].Counts
-		if counts.DetectedHTTP != 2 || counts.DetectedServerFirst+counts.DetectedOpaque != 0 {
+		if counts.HTTP11 != 2 || counts.NotHTTP != 0 {
 			t.Errorf("counted: %+v", counts)
 		}
 		// The service now greets its clients.
@@ -277,7 +277,7 @@ func TestUndeclaredChanges(t *testing.T) {
 			t.Errorf("the upstream was called after %s", waited)
 		}
 		u.talk(from, to, []said{s("220 hello\r\n"), c("QUIT\r\n")}, 2)
-		if n := u.set.Status()[0].Counts.DetectedServerFirst; n != 1 {
+		if n := u.set.Status()[0].Counts.ServerFirst; n != 1 {
 			t.Errorf("%d connections counted in which the server spoke first", n)
 		}
 		// And from then on at once.

@@ -129,14 +129,7 @@ func (t *tracked) detect(a *active) (netio.Conn, error) {
 	}
 	t.so.learned.note(seen.Destination, chain != d.silent)
 	if a.detect {
-		switch {
-		case t.spoken != 0:
-			t.so.counters.detectedHTTP.Add(1)
-		case heard:
-			t.so.counters.detectedServerFirst.Add(1)
-		default:
-			t.so.counters.detectedOpaque.Add(1)
-		}
+		t.so.counters.found(t.spoken, heard)
 	}
 	return wire, nil
 }
