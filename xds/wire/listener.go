@@ -42,6 +42,10 @@ func (e *encoder) listener(l *resource.Listener) *listenerv3.Listener {
 	if l.API != nil {
 		out.ApiListener = &listenerv3.ApiListener{ApiListener: e.pack(e.manager(l.API))}
 	}
+	if l.DNS != nil {
+		e.dnsListener(l, out)
+		return out
+	}
 	// The order is Envoy's: first where it went, then what it is.
 	if l.UseOriginalDst {
 		out.ListenerFilters = append(out.ListenerFilters, e.listenerFilter(filterOriginalDst, &originalv3.OriginalDst{}))
@@ -60,15 +64,20 @@ func (e *encoder) listenerFilter(name string, m proto.Message) *listenerv3.Liste
 }
 
 func (d *decoder) listener(m *listenerv3.Listener) *resource.Listener {
-	out := &resource.Listener{
-		Name: m.GetName(), Address: d.address("address", m.GetAddress()), Metadata: d.metadata("metadata", m.GetMetadata()),
-		UseOriginalDst: m.GetUseOriginalDst().GetValue(),
-	}
+	out := &resource.Listener{Name: m.GetName(), Metadata: d.metadata("metadata", m.GetMetadata()), UseOriginalDst: m.GetUseOriginalDst().GetValue()}
 	switch m.GetTrafficDirection() {
 	case corev3.TrafficDirection_INBOUND:
 		out.Direction = resource.Inbound
 	case corev3.TrafficDirection_OUTBOUND:
 		out.Direction = resource.Outbound
+	}
+	if isUDP(m.GetAddress()) {
+		d.dnsListener(m, out)
+		return out
+	}
+	out.Address = d.address("address", m.GetAddress())
+	if len(m.GetAdditionalAddresses()) > 0 {
+		d.warn("additional_addresses", "only a listener of UDP has more than one address; the others are not listened on")
 	}
 	for i, f := range m.GetListenerFilters() {
 		at := index("listener_filters", i)

@@ -408,6 +408,10 @@ func listener(t *rapid.T) *resource.Listener {
 		l.API = manager(t)
 		return l
 	}
+	if seldom(t) {
+		dns(t, l)
+		return l
+	}
 	l.Address, l.UseOriginalDst = address(t), yes(t)
 	for i := range rapid.IntRange(0, 3).Draw(t, "chains") {
 		c := chain(t, fmt.Sprintf("chain-%d", i))
