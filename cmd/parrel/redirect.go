@@ -52,7 +52,7 @@ func redirectApplyCommand() *cobra.Command {
 root (CAP_NET_ADMIN). What is captured comes from the sidecar itself
 (--from-sidecar), or from flags.
 
-    parrel redirect apply --from-sidecar 127.0.0.1:15000 --proxy-uid parrel
+    parrel redirect apply --from-sidecar 127.0.0.1:15000 --proxy-uid 5005
     parrel redirect apply --proxy-uid 5005 --consul-dns-port 15053
 
 By default everything in the network namespace but the sidecar's user is the
