@@ -27,14 +27,17 @@ type Address struct {
 
 // Listener is envoy.config.listener.v3.Listener.
 type Listener struct {
-	Name           string
-	Address        Address // zero for an API listener
-	Direction      Direction
-	Chains         []FilterChain
-	Default        *FilterChain // default_filter_chain
-	API            *HTTPManager // api_listener: for proxyless gRPC clients only
-	Metadata       Metadata
-	UseOriginalDst bool // use_original_dst: match chains on the address before redirection
+	Name    string
+	Address Address // zero for an API listener
+	// AdditionalAddresses are listened on too (additional_addresses), each where
+	// the host has its family: for IPv6 beside IPv4.
+	AdditionalAddresses []Address
+	Direction           Direction
+	Chains              []FilterChain
+	Default             *FilterChain // default_filter_chain
+	API                 *HTTPManager // api_listener: for proxyless gRPC clients only
+	Metadata            Metadata
+	UseOriginalDst      bool // use_original_dst: match chains on the address before redirection
 }
 
 // FilterChain is what one kind of connection goes through.

@@ -17,7 +17,8 @@ var table = parseTable(honoured)
 // only label something (name of an extension, whose type says what it is;
 // runtime_key, stat_prefix) count as honoured: nothing is lost by them.
 const honoured = `
-envoy.config.listener.v3.Listener name address filter_chains use_original_dst default_filter_chain metadata listener_filters traffic_direction api_listener
+envoy.config.listener.v3.Listener name address filter_chains use_original_dst default_filter_chain metadata listener_filters traffic_direction api_listener additional_addresses
+envoy.config.listener.v3.AdditionalAddress address
 envoy.config.listener.v3.ListenerFilter name typed_config
 envoy.extensions.filters.listener.original_dst.v3.OriginalDst
 envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
