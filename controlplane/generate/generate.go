@@ -62,6 +62,9 @@ func Resource(m *mesh.Snapshot, v View, t resource.Type, name string) (r resourc
 			return s, false, true
 		}
 	case resource.TypeListener:
+		if _, transparent := m.Transparent(v.Workload); transparent && name == dnsListenerName(v.Workload.Service) {
+			return dnsListener(m, v.Workload.Service), false, true
+		}
 		if l, ok := listener(m, v.Workload, name); ok {
 			return l, true, true
 		}

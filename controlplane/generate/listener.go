@@ -54,7 +54,7 @@ func listenerNames(m *mesh.Snapshot, w *mesh.Workload) []string {
 		return true
 	})
 	if transparent {
-		names = append(names, OutboundCapture(t))
+		names = append(names, OutboundCapture(t), dnsListenerName(w.Service))
 	}
 	return names
 }

@@ -50,8 +50,7 @@ func plaintextHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 func outboundCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProxy) *resource.Listener {
 	l := &resource.Listener{
 		Name: OutboundCapture(t), Direction: resource.Outbound, UseOriginalDst: true,
-		Address:             resource.Address{Host: "127.0.0.1", Port: port(t.OutboundListenerPort)},
-		AdditionalAddresses: []resource.Address{{Host: "::1", Port: port(t.OutboundListenerPort)}},
+		Address: resource.Address{Host: "127.0.0.1", Port: port(t.OutboundListenerPort)},
 	}
 	var direct []upstream
 	reached := map[discovery.ServiceName]bool{}
@@ -216,7 +215,6 @@ func inboundCapture(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 	}
 	l.Name, l.UseOriginalDst = InboundCapture, true
 	l.Address = resource.Address{Host: "0.0.0.0", Port: inboundCapturePort}
-	l.AdditionalAddresses = []resource.Address{{Host: "::", Port: inboundCapturePort}}
 	at := port(servicePort(m, w))
 	permissive, allowed := m.MutualTLS(w.Service)
 	for i := range l.Chains {

@@ -18,19 +18,19 @@ func (l *Listener) Validate() error {
 	}
 	c.metadata("metadata", l.Metadata)
 	if l.API != nil {
-		if len(l.Chains) > 0 || l.Default != nil || l.Address != (Address{}) || len(l.AdditionalAddresses) > 0 {
+		if len(l.Chains) > 0 || l.Default != nil || l.Address != (Address{}) || l.DNS != nil || len(l.Additional) > 0 {
 			c.failf("api_listener", "an API listener has neither address nor filter chains")
 		}
 		c.manager("api_listener.api_listener", l.API)
 		return c.err()
 	}
+	if l.DNS != nil {
+		c.dns(l)
+		return c.err()
+	}
 	c.address("address", l.Address, false)
-	for i, a := range l.AdditionalAddresses {
-		at := fmt.Sprintf("additional_addresses[%d].address", i)
-		c.address(at, a, false)
-		if a == l.Address || slices.Contains(l.AdditionalAddresses[:i], a) {
-			c.failf(at, "the listener has this address already")
-		}
+	if len(l.Additional) > 0 {
+		c.failf("additional_addresses", "only a DNS listener has more than one; write a listener for each")
 	}
 	if len(l.Chains) == 0 && l.Default == nil {
 		c.failf("filter_chains", "there is none and no default_filter_chain; every connection would be closed")

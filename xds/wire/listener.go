@@ -38,14 +38,15 @@ func (e *encoder) listener(l *resource.Listener) *listenerv3.Listener {
 		Name: l.Name, Address: e.address(l.Address), TrafficDirection: directions[l.Direction], Metadata: e.metadata(l.Metadata),
 		FilterChains: each(l.Chains, e.chain),
 	}
-	for _, a := range l.AdditionalAddresses {
-		out.AdditionalAddresses = append(out.AdditionalAddresses, &listenerv3.AdditionalAddress{Address: e.address(a)})
-	}
 	if l.Default != nil {
 		out.DefaultFilterChain = e.chain(l.Default)
 	}
 	if l.API != nil {
 		out.ApiListener = &listenerv3.ApiListener{ApiListener: e.pack(e.manager(l.API))}
+	}
+	if l.DNS != nil {
+		e.dnsListener(l, out)
+		return out
 	}
 	// The order is Envoy's: first where it went, then what it is.
 	if l.UseOriginalDst {
@@ -78,15 +79,20 @@ func (e *encoder) listenerFilter(name string, m proto.Message) *listenerv3.Liste
 }
 
 func (d *decoder) listener(m *listenerv3.Listener) *resource.Listener {
-	out := &resource.Listener{
-		Name: m.GetName(), Address: d.address("address", m.GetAddress()), Metadata: d.metadata("metadata", m.GetMetadata()),
-		UseOriginalDst: m.GetUseOriginalDst().GetValue(),
-	}
+	out := &resource.Listener{Name: m.GetName(), Metadata: d.metadata("metadata", m.GetMetadata()), UseOriginalDst: m.GetUseOriginalDst().GetValue()}
 	switch m.GetTrafficDirection() {
 	case corev3.TrafficDirection_INBOUND:
 		out.Direction = resource.Inbound
 	case corev3.TrafficDirection_OUTBOUND:
 		out.Direction = resource.Outbound
+	}
+	if isUDP(m.GetAddress()) {
+		d.dnsListener(m, out)
+		return out
+	}
+	out.Address = d.address("address", m.GetAddress())
+	if len(m.GetAdditionalAddresses()) > 0 {
+		d.warn("additional_addresses", "only a listener of UDP has more than one address; the others are not listened on")
 	}
 	for i, f := range m.GetListenerFilters() {
 		at := index("listener_filters", i)
@@ -100,9 +106,6 @@ func (d *decoder) listener(m *listenerv3.Listener) *resource.Listener {
 			d.failf(at, "the listener filter %q (%s) is not known", f.GetName(), a.GetTypeUrl())
 		}
 	}
-	for i, a := range m.GetAdditionalAddresses() {
-		out.AdditionalAddresses = append(out.AdditionalAddresses, d.address(index("additional_addresses", i)+".address", a.GetAddress()))
-	}
 	for i, c := range m.GetFilterChains() {
 		out.Chains = append(out.Chains, d.chain(index("filter_chains", i), fmt.Sprintf("chain-%d", i), c))
 	}
@@ -115,7 +118,7 @@ func (d *decoder) listener(m *listenerv3.Listener) *resource.Listener {
 		if d.unpack("api_listener.api_listener", a, h) {
 			out.API = d.manager("api_listener.api_listener", h)
 		}
-		out.Address, out.AdditionalAddresses = resource.Address{}, nil // nobody listens there
+		out.Address = resource.Address{} // nobody listens there
 	}
 	return out
 }

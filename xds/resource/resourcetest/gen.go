@@ -408,10 +408,11 @@ func listener(t *rapid.T) *resource.Listener {
 		l.API = manager(t)
 		return l
 	}
-	l.Address, l.UseOriginalDst = address(t), yes(t)
 	if seldom(t) {
-		l.AdditionalAddresses = []resource.Address{{Host: "fd70::1", Port: 15001}}
+		dns(t, l)
+		return l
 	}
+	l.Address, l.UseOriginalDst = address(t), yes(t)
 	for i := range rapid.IntRange(0, 3).Draw(t, "chains") {
 		c := chain(t, fmt.Sprintf("chain-%d", i))
 		c.Match = ChainMatch(t)
