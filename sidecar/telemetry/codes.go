@@ -38,5 +38,7 @@ const (
 	DirectResponse        // the route's own answer, with a status of an error
 	ConnectionLimit       // a listener's or the process's
 	SourceLimit           // one address has too many connections
+	DNSTimeout            // DF: no resolver answered in time
+	DNSError              // DF: no resolver could be asked
 	codeEnd
 )

@@ -102,6 +102,10 @@ var table = [codeEnd]Info{
 		"The connection was closed at once because the listener, or the process, has as many as it may have: raise the limit (--max-connections), or find out who keeps so many open."},
 	SourceLimit: {SourceLimit, "source_limit", "", "connection_limit_reached", 0, grpcUnavailable,
 		"The connection was closed at once because its source address has as many as one address may have: raise --max-connections-per-source where that address stands for many clients."},
+	DNSTimeout: {DNSTimeout, "dns_timeout", "DF", "dns_timeout", 0, grpcUnavailable,
+		"No resolver answered a forwarded query in time, so the application got SERVFAIL: check that the resolvers of the host's resolv.conf answer, and that the sidecar's own queries are not captured."},
+	DNSError: {DNSError, "dns_error", "DF", "dns_error", 0, grpcUnavailable,
+		"No resolver could be asked, so the application got SERVFAIL: nothing listens at the addresses of the host's resolv.conf, or they are the sidecar's own."},
 }
 
 // Info returns what the table says of the code; unknown codes are LocalPanic's.
