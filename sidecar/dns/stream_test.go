@@ -265,6 +265,7 @@ func TestPanicEndsOneQuery(t *testing.T) {
 			t.Errorf("%x", b)
 		}
 		w.random(func() uint64 { return 0 })
+		synctest.Wait()
 		if m := w.lookup("web.mesh", mdns.TypeA); len(m.Answer) != 1 || w.count(dropPanic) != 2 {
 			t.Errorf("%v, %d counted", m, w.count(dropPanic))
 		}

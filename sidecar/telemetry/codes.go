@@ -40,5 +40,8 @@ const (
 	SourceLimit           // one address has too many connections
 	DNSTimeout            // DF: no resolver answered in time
 	DNSError              // DF: no resolver could be asked
+	NotRedirected         // NR: a capture listener's connection without an original destination
+	CaptureLoop           // NR: the original destination is a capture listener
+	OutsideMesh           // NR: the mesh allows its own destinations only
 	codeEnd
 )
