@@ -85,7 +85,7 @@ func (p *processes) start(name, binary string, args ...string) (*process, error)
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = p.env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = child()
 	started := make(chan error)
 	p.spawn <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
