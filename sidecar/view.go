@@ -96,6 +96,11 @@ func (w *workload) clusters(p *parts) (out []envoyapi.ClusterStatus) {
 		for _, e := range known[c.Name].Endpoints {
 			at[e.Address] = e
 		}
+		if u.Cluster.Discovery == resource.DiscoveryOriginalDst {
+			for _, e := range known[c.Name].Endpoints {
+				c.Hosts = append(c.Hosts, destination(e))
+			}
+		}
 		if u.Endpoints != nil {
 			for _, l := range u.Endpoints.Localities {
 				for _, e := range l.Endpoints {
@@ -106,6 +111,15 @@ func (w *workload) clusters(p *parts) (out []envoyapi.ClusterStatus) {
 		out = append(out, c)
 	}
 	return out
+}
+
+// destination is an endpoint of a cluster that has none in the configuration.
+func destination(st cluster.EndpointStatus) envoyapi.HostStatus {
+	var a resource.Address
+	if ap, err := netip.ParseAddrPort(st.Address); err == nil {
+		a = resource.Address{Host: ap.Addr().String(), Port: ap.Port()}
+	}
+	return host(resource.Locality{}, resource.Endpoint{Address: a}, st)
 }
 
 func addressOf(a resource.Address) string {

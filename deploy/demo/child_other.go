@@ -6,4 +6,4 @@ import "syscall"
 
 // child are the attributes of the demo's processes: a group of their own. Without
 // Linux nothing ends them where the demo itself is killed.
-func child() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+func child(uintptr) *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -38,5 +38,8 @@ const (
 	DirectResponse        // the route's own answer, with a status of an error
 	ConnectionLimit       // a listener's or the process's
 	SourceLimit           // one address has too many connections
+	NotRedirected         // NR: a capture listener's connection without an original destination
+	CaptureLoop           // NR: the original destination is a capture listener
+	OutsideMesh           // NR: the mesh allows its own destinations only
 	codeEnd
 )
