@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/parrel-mesh/parrel/discovery/consul"
@@ -24,13 +25,22 @@ type self struct {
 	registrar  *consul.Registrar
 	log        *slog.Logger
 
-	at   *consul.Definition // as registered; nil: not yet
-	done chan struct{}
+	at       *consul.Definition // as registered; nil: not yet
+	listens  bool               // as reported last
+	reported time.Time          // when
+	done     chan struct{}
 }
 
-// registerEvery is how often the agent is asked whether it still knows the
-// service: an agent that lost its memory is told again.
-const registerEvery = 10 * time.Second
+const (
+	// registerEvery is how often the agent is asked whether it still knows the
+	// service: an agent that lost its memory is told again.
+	registerEvery = 10 * time.Second
+	// listenEvery is how often it is looked whether the application listens. That
+	// is read from the kernel's table: the application sees no connection.
+	listenEvery = 200 * time.Millisecond
+	// reportEvery is how often that is told to the agent where nothing changes.
+	reportEvery = 10 * time.Second
+)
 
 // newSelf reads --service-definition; nil where it was not given.
 func (f *sidecarFlags) newSelf(r *consul.Registrar, log *slog.Logger) (*self, error) {
@@ -76,7 +86,41 @@ func (s *self) run(ctx context.Context) {
 				"service_id", s.definition.ID(), telemetry.KeyDuration, wait.String(), telemetry.KeyError, err.Error())
 			next, wait = wait, min(2*wait, 5*time.Second)
 		}
-		t := time.NewTimer(next)
+		wctx, stop := context.WithTimeout(ctx, next)
+		s.watch(wctx)
+		stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// watch reports whether the application listens until ctx ends.
+func (s *self) watch(ctx context.Context) {
+	port := s.definition.LocalPort()
+	if s.at == nil || port == 0 {
+		<-ctx.Done()
+		return
+	}
+	for {
+		began := time.Now()
+		listens, err := listensOn(port)
+		// With many connections the table is long: looking takes 2 % of the time at most.
+		pause := max(listenEvery, 50*time.Since(began))
+		if err != nil {
+			s.log.Warn("sidecar: whether the application listens cannot be seen; its check turns critical", telemetry.KeyError, err.Error())
+			<-ctx.Done()
+			return
+		}
+		if s.reported.IsZero() || listens != s.listens || time.Since(s.reported) > reportEvery {
+			if err := s.registrar.Report(ctx, s.at, listens); err == nil {
+				s.listens, s.reported = listens, time.Now()
+			} else if ctx.Err() == nil && !s.reported.IsZero() {
+				s.reported = time.Time{}
+				s.log.Warn("sidecar: the agent does not hear whether the application listens; trying again", telemetry.KeyError, err.Error())
+			}
+		}
+		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -84,6 +128,30 @@ func (s *self) run(ctx context.Context) {
 		case <-t.C:
 		}
 	}
+}
+
+// listensOn says whether any socket of this network namespace listens on a TCP
+// port, from the kernel's own table.
+func listensOn(port int) (bool, error) {
+	const listening = "0A"
+	suffix := fmt.Sprintf(":%04X", port)
+	read := 0
+	for _, file := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // without IPv6 the second is not there
+		}
+		read++
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) > 3 && f[3] == listening && strings.HasSuffix(f[1], suffix) {
+				return true, nil
+			}
+		}
+	}
+	if read == 0 {
+		return false, errors.New("/proc/self/net/tcp cannot be read")
+	}
+	return false, nil
 }
 
 func (s *self) once(ctx context.Context) error {
@@ -125,7 +193,7 @@ func (s *self) once(ctx context.Context) error {
 	if err := s.registrar.Register(ctx, at); err != nil {
 		return err
 	}
-	s.at = at
+	s.at, s.reported = at, time.Time{}
 	s.log.Info("sidecar: registered the service", "service_id", at.ID(), "proxy", at.ProxyID(), telemetry.KeyAddress, address)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/consul/api"
@@ -93,27 +94,60 @@ func (d *Definition) Name() string { return d.service.Name }
 // ProxyID is the id of its proxy.
 func (d *Definition) ProxyID() string { return d.proxy.ID }
 
+// LocalPort is the port of this machine on which the application serves; 0:
+// none is known, or it serves on a socket or another machine.
+func (d *Definition) LocalPort() int {
+	p := d.proxy.Proxy
+	ip := net.ParseIP(p.LocalServiceAddress)
+	if p.LocalServiceSocketPath != "" || d.service.SocketPath != "" || ip == nil || !ip.IsLoopback() {
+		return 0
+	}
+	return p.LocalServicePort
+}
+
 // At gives the definition with the address under which others reach it, where it
-// names none, and with a check of the sidecar's readiness at ready (a URL; "":
-// none). Both services turn critical when the sidecar does not answer.
+// names none, and with its checks. The service has one that the sidecar reports
+// itself ([Registrar.Report]), where it has a LocalPort; the proxy has an alias
+// of the service's checks and one of the sidecar's readiness at ready (a URL; "":
+// none), so that it is critical when either does not serve.
 func (d *Definition) At(address, ready string) *Definition {
 	s, p := *d.service, *d.proxy
 	s.Address = cmp.Or(s.Address, address)
 	p.Address = cmp.Or(p.Address, s.Address)
+	s.Checks, p.Checks = slices.Clone(s.Checks), slices.Clone(p.Checks)
+	if d.LocalPort() != 0 {
+		s.Checks = append(s.Checks, &api.AgentServiceCheck{CheckID: reportID(s.ID), Name: "the application listens", TTL: reportTTL})
+	}
+	p.Checks = append(p.Checks, &api.AgentServiceCheck{CheckID: "service:" + p.ID + ":alias", Name: "Connect Sidecar Aliasing " + s.ID, AliasService: s.ID})
 	if ready != "" {
-		check := func(id string) *api.AgentServiceCheck {
-			return &api.AgentServiceCheck{CheckID: "service:" + id + ":ready", Name: "the sidecar is ready", HTTP: ready, Interval: "1s", Timeout: "2s"}
-		}
-		s.Checks = append(append(api.AgentServiceChecks{}, s.Checks...), check(s.ID))
-		p.Checks = append(append(api.AgentServiceChecks{}, p.Checks...), check(p.ID))
+		p.Checks = append(p.Checks, &api.AgentServiceCheck{CheckID: "service:" + p.ID + ":ready", Name: "the sidecar is ready", HTTP: ready, Interval: "1s", Timeout: "2s"})
 	}
 	return &Definition{&s, &p}
 }
 
-// Register registers the service and its proxy with the agent, in this order,
-// and replaces what was registered under their ids.
+// reportTTL is how long a report holds.
+const reportTTL = "30s"
+
+func reportID(service string) string { return "service:" + service + ":listens" }
+
+// Report says whether the application listens on its LocalPort. A report holds
+// for 30 seconds.
+func (r *Registrar) Report(ctx context.Context, d *Definition, listens bool) error {
+	status, note := api.HealthPassing, fmt.Sprintf("port %d is open", d.LocalPort())
+	if !listens {
+		status, note = api.HealthCritical, fmt.Sprintf("nothing listens on port %d", d.LocalPort())
+	}
+	if err := r.client.Agent().UpdateTTLOpts(reportID(d.ID()), note, status, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
+		return fmt.Errorf("consul: report the health of %q: %w", d.ID(), err)
+	}
+	return nil
+}
+
+// Register registers the service and its proxy with the agent and replaces what
+// was registered under their ids. The proxy goes first: who finds the service
+// finds its proxy too.
 func (r *Registrar) Register(ctx context.Context, d *Definition) error {
-	for _, s := range []*api.AgentServiceRegistration{d.service, d.proxy} {
+	for _, s := range []*api.AgentServiceRegistration{d.proxy, d.service} {
 		if err := r.client.Agent().ServiceRegisterOpts(s, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)); err != nil {
 			return fmt.Errorf("consul: register %q: %w", s.ID, err)
 		}
