@@ -65,8 +65,9 @@ type Upstream struct {
 type Snapshot struct {
 	Version   string
 	Set       *warm.Set
-	Listeners []listener.Config // by name
-	Upstreams []Upstream        // by name
+	Listeners []listener.Config    // by name
+	DNS       []*resource.Listener // by name: those that answer DNS, which have no chains
+	Upstreams []Upstream           // by name
 
 	routes  map[string]compiledRoutes
 	trust   map[string]compiledTrust
@@ -300,6 +301,10 @@ func (b *build) listeners() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(b.set.Listeners)) {
 		l := b.set.Listeners[name]
+		if l.DNS != nil {
+			b.s.DNS = append(b.s.DNS, l)
+			continue
+		}
 		old, had := before[name]
 		if had && old.Resource == l {
 			b.carry(old)

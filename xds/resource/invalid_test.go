@@ -60,8 +60,59 @@ func endpointsWith(ls ...resource.Locality) resource.Resource {
 	return &resource.Endpoints{Cluster: "c", Localities: ls}
 }
 
+func goodDNS() *resource.Listener {
+	return &resource.Listener{Name: "dns", Address: resource.Address{Host: "127.0.0.1", Port: 15053}, DNS: &resource.DNSFilter{
+		Domains:       []resource.DNSDomain{{Name: "web.mesh", Addrs: []netip.Addr{netip.MustParseAddr("240.0.0.1")}}},
+		KnownSuffixes: []string{"mesh"}}}
+}
+
+func invalidDNS() []broken {
+	with := func(f func(*resource.Listener)) resource.Resource {
+		l := goodDNS()
+		f(l)
+		return l
+	}
+	at := "listener_filters[0].typed_config."
+	table := at + "server_config.inline_dns_table."
+	client := at + "client_config."
+	name := func(s string) func(*resource.Listener) {
+		return func(l *resource.Listener) { l.DNS.Domains[0].Name = s }
+	}
+	long := strings.Repeat("a.", 127)
+	return []broken{
+		{"address", with(func(l *resource.Listener) { l.Address.Host = "0.0.0.0" })},
+		{"address", with(func(l *resource.Listener) { l.Address.Host = "10.0.0.1" })},
+		{"address", with(func(l *resource.Listener) { l.Address = resource.Address{Path: "/run/dns"} })},
+		{"additional_addresses[0].address", with(func(l *resource.Listener) { l.Additional = []resource.Address{{Host: "::", Port: 53}} })},
+		{"additional_addresses", listenerWith(func(l *resource.Listener) { l.Additional = []resource.Address{{Host: "::1", Port: 53}} })},
+		{"api_listener", listenerWith(func(l *resource.Listener) {
+			l.API, l.Chains, l.Address, l.DNS = l.Chains[1].HTTP, nil, resource.Address{}, &resource.DNSFilter{}
+		})},
+		{"filter_chains", with(func(l *resource.Listener) { l.Chains = goodListener().Chains })},
+		{table + "virtual_domains[0].name", with(name(""))},
+		{table + "virtual_domains[0].name", with(name("web.mesh."))},
+		{table + "virtual_domains[0].name", with(name("Web.mesh"))},
+		{table + "virtual_domains[0].name", with(name("a.*.mesh"))},
+		{table + "virtual_domains[0].name", with(name("*"))},
+		{table + "virtual_domains[0].name", with(name(strings.Repeat("a", 64)))},
+		{table + "virtual_domains[0].name", with(name(long + "a"))},
+		{table + "virtual_domains[1].name", with(func(l *resource.Listener) { l.DNS.Domains = append(l.DNS.Domains, l.DNS.Domains[0]) })},
+		{table + "virtual_domains[0].endpoint.address_list", with(func(l *resource.Listener) { l.DNS.Domains[0].Addrs = nil })},
+		{table + "virtual_domains[0].endpoint.address_list.address[1]", with(func(l *resource.Listener) {
+			l.DNS.Domains[0].Addrs = append(l.DNS.Domains[0].Addrs, l.DNS.Domains[0].Addrs[0])
+		})},
+		{table + "virtual_domains[0].endpoint.address_list.address[0]", with(func(l *resource.Listener) { l.DNS.Domains[0].Addrs[0] = netip.Addr{} })},
+		{table + "virtual_domains[0].answer_ttl", with(func(l *resource.Listener) { l.DNS.Domains[0].TTL = time.Second })},
+		{table + "known_suffixes[0]", with(func(l *resource.Listener) { l.DNS.KnownSuffixes[0] = "*.mesh" })},
+		{table + "known_suffixes[1]", with(func(l *resource.Listener) { l.DNS.KnownSuffixes = []string{"mesh", "mesh"} })},
+		{client + "typed_dns_resolver_config.typed_config.resolvers[0]", with(func(l *resource.Listener) { l.DNS.Resolvers = []resource.Address{l.Address} })},
+		{client + "typed_dns_resolver_config.typed_config.resolvers[0]", with(func(l *resource.Listener) { l.DNS.Resolvers = []resource.Address{{Host: "10.0.0.1"}} })},
+		{client + "resolver_timeout", with(func(l *resource.Listener) { l.DNS.Timeout = time.Millisecond })},
+	}
+}
+
 func invalid() []broken {
-	out := append(invalidListeners(), invalidRoutes()...)
+	out := append(append(invalidListeners(), invalidDNS()...), invalidRoutes()...)
 	return append(append(out, invalidClusters()...), invalidRules()...)
 }
 

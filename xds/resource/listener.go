@@ -35,6 +35,12 @@ type Listener struct {
 	API            *HTTPManager // api_listener: for proxyless gRPC clients only
 	Metadata       Metadata
 	UseOriginalDst bool // use_original_dst: match chains on the address before redirection
+	// DNS makes it a DNS server, which has no filter chains: nil, or the
+	// listener's address is one of UDP.
+	DNS *DNSFilter
+	// Additional addresses (additional_addresses) of a DNS listener, such as ::1
+	// beside 127.0.0.1. Where the host has no such address, it is left out.
+	Additional []Address
 }
 
 // FilterChain is what one kind of connection goes through.

@@ -42,7 +42,7 @@ func normalise(v reflect.Value) {
 			v.SetZero()
 		}
 	case reflect.Struct:
-		if v.Type() == prefixType {
+		if opaque(v.Type()) {
 			return
 		}
 		for i := range v.NumField() {
@@ -75,6 +75,8 @@ func canonical(p any) {
 		if x.LeastRequest != nil && *x.LeastRequest == (LeastRequest{}) {
 			x.LeastRequest = nil
 		}
+	case *DNSFilter:
+		sortDNS(x)
 	case *Cluster:
 		if x.EDSName == x.Name {
 			x.EDSName = ""
@@ -82,7 +84,10 @@ func canonical(p any) {
 	}
 }
 
-var prefixType = reflect.TypeFor[netip.Prefix]()
+var prefixType, addrType = reflect.TypeFor[netip.Prefix](), reflect.TypeFor[netip.Addr]()
+
+// opaque types are compared and hashed as values, not field by field.
+func opaque(t reflect.Type) bool { return t == prefixType || t == addrType }
 
 // Equal says whether two resources are the same configuration. Empty and nil
 // slices and maps are the same.
@@ -126,7 +131,7 @@ func equal(a, b reflect.Value) bool {
 		}
 		return true
 	case reflect.Struct:
-		if a.Type() == prefixType {
+		if opaque(a.Type()) {
 			return a.Interface() == b.Interface()
 		}
 		for i := range a.NumField() {
@@ -193,8 +198,8 @@ func (h *hasher) value(v reflect.Value) {
 			h.value(v.MapIndex(k))
 		}
 	case reflect.Struct:
-		if v.Type() == prefixType {
-			h.str(v.Interface().(netip.Prefix).String())
+		if opaque(v.Type()) {
+			h.str(v.Interface().(fmt.Stringer).String())
 			return
 		}
 		for i := range v.NumField() {

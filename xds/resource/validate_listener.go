@@ -18,13 +18,20 @@ func (l *Listener) Validate() error {
 	}
 	c.metadata("metadata", l.Metadata)
 	if l.API != nil {
-		if len(l.Chains) > 0 || l.Default != nil || l.Address != (Address{}) {
+		if len(l.Chains) > 0 || l.Default != nil || l.Address != (Address{}) || l.DNS != nil || len(l.Additional) > 0 {
 			c.failf("api_listener", "an API listener has neither address nor filter chains")
 		}
 		c.manager("api_listener.api_listener", l.API)
 		return c.err()
 	}
+	if l.DNS != nil {
+		c.dns(l)
+		return c.err()
+	}
 	c.address("address", l.Address, false)
+	if len(l.Additional) > 0 {
+		c.failf("additional_addresses", "only a DNS listener has more than one; write a listener for each")
+	}
 	if len(l.Chains) == 0 && l.Default == nil {
 		c.failf("filter_chains", "there is none and no default_filter_chain; every connection would be closed")
 	}

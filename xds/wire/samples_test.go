@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -22,6 +23,7 @@ func samples() []resource.Resource {
 	rules := &resource.RBAC{Rules: &resource.RBACRules{Policies: []resource.RBACPolicy{
 		{Name: "web", Permissions: []resource.Permission{{Any: true}}, Principals: []resource.Principal{web}}}}}
 	timeout := 5 * time.Second
+	vips := []netip.Addr{netip.MustParseAddr("240.0.0.1"), netip.MustParseAddr("fd70:6172:7265:6c::f000:1")}
 	server := mesh
 	server.PeerSANs = nil
 	return []resource.Resource{
@@ -30,6 +32,10 @@ func samples() []resource.Resource {
 			Network: []resource.NetworkFilter{{Name: "envoy.filters.network.rbac", RBAC: rules}},
 			HTTP:    &resource.HTTPManager{RouteName: "inbound", XFCC: resource.SanitizeSetXFCC, Upgrades: []string{"websocket"}, Filters: []resource.HTTPFilter{{Name: "envoy.filters.http.rbac", RBAC: rules}, router}},
 		}}},
+		&resource.Listener{Name: "dns:127.0.0.1:15053", Direction: resource.Outbound, Address: resource.Address{Host: "127.0.0.1", Port: 15053},
+			Additional: []resource.Address{{Host: "::1", Port: 15053}},
+			DNS: &resource.DNSFilter{KnownSuffixes: []string{"mesh", "virtual.consul"}, Domains: []resource.DNSDomain{
+				{Name: "api", Addrs: vips}, {Name: "api.mesh", Addrs: vips}, {Name: "api.service.consul", Addrs: vips}, {Name: "api.virtual.consul", Addrs: vips}}}},
 		&resource.Listener{Name: "api.grpc", API: &resource.HTTPManager{RouteName: "api", Filters: []resource.HTTPFilter{router}}},
 		&resource.RouteConfig{Name: "api", VirtualHosts: []resource.VirtualHost{{Name: "api", Domains: []string{"*"}, Routes: []resource.Route{
 			{Match: resource.RouteMatch{Path: "/v2"}, Forward: &resource.Forward{Timeout: &timeout, PrefixRewrite: "/", Weighted: []resource.WeightedCluster{{Name: "api-v1", Weight: 90}, {Name: "api-v2", Weight: 10}}}},

@@ -17,11 +17,22 @@ var table = parseTable(honoured)
 // only label something (name of an extension, whose type says what it is;
 // runtime_key, stat_prefix) count as honoured: nothing is lost by them.
 const honoured = `
-envoy.config.listener.v3.Listener name address filter_chains use_original_dst default_filter_chain metadata listener_filters traffic_direction api_listener
+envoy.config.listener.v3.Listener name address filter_chains use_original_dst default_filter_chain metadata listener_filters traffic_direction api_listener additional_addresses udp_listener_config
 envoy.config.listener.v3.ListenerFilter name typed_config
 envoy.extensions.filters.listener.original_dst.v3.OriginalDst
 envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector
 envoy.extensions.filters.listener.http_inspector.v3.HttpInspector
+envoy.config.listener.v3.AdditionalAddress address
+envoy.config.listener.v3.UdpListenerConfig
+envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig stat_prefix server_config client_config case_insensitive
+envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig.ServerContextConfig inline_dns_table
+envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig.ClientContextConfig resolver_timeout typed_dns_resolver_config dns_resolution_config max_pending_lookups
+envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig resolvers
+envoy.config.core.v3.DnsResolutionConfig resolvers
+envoy.data.dns.v3.DnsTable virtual_domains known_suffixes
+envoy.data.dns.v3.DnsTable.DnsVirtualDomain name endpoint answer_ttl
+envoy.data.dns.v3.DnsTable.DnsEndpoint address_list
+envoy.data.dns.v3.DnsTable.AddressList address
 envoy.config.listener.v3.ApiListener api_listener
 envoy.config.listener.v3.FilterChain filter_chain_match filters transport_socket transport_socket_connect_timeout name
 envoy.config.listener.v3.FilterChainMatch destination_port prefix_ranges server_names transport_protocol application_protocols source_prefix_ranges

@@ -408,6 +408,10 @@ func listener(t *rapid.T) *resource.Listener {
 		l.API = manager(t)
 		return l
 	}
+	if seldom(t) {
+		dns(t, l)
+		return l
+	}
 	l.Address, l.UseOriginalDst = address(t), yes(t)
 	for i := range rapid.IntRange(0, 3).Draw(t, "chains") {
 		c := chain(t, fmt.Sprintf("chain-%d", i))
@@ -431,7 +435,7 @@ func ChainMatch(t *rapid.T) resource.ChainMatch {
 			return pick(t, "web.example", "*.example", "*.api.example", "api.example")
 		}),
 		TransportProtocol:    pick(t, "", "tls", "raw_buffer"),
-		ApplicationProtocols: list(t, 0, 2, func(t *rapid.T) string { return pick(t, "h2", "http/1.1") }),
+		ApplicationProtocols: list(t, 0, 2, func(t *rapid.T) string { return pick(t, "h2", "h2c", "http/1.1") }),
 	}
 }
 
