@@ -281,10 +281,15 @@ func permissiveChains(m *mesh.Snapshot, w *mesh.Workload, at uint16) []resource.
 	requests := resource.FilterChain{
 		Name: "permissive" + detectedSuffix, Match: resource.ChainMatch{DestinationPort: at, TransportProtocol: "raw_buffer"},
 	}
-	if !p.Declared() {
-		app = app.detected()
-		requests.Match.ApplicationProtocols = plaintextHTTP()
+	if p.Declared() {
+		requests.HTTP = inboundManager(m, w, app)
+		return []resource.FilterChain{opaque, requests}
 	}
-	requests.HTTP = inboundManager(m, w, app)
-	return []resource.FilterChain{opaque, requests}
+	// The transport decides before the application protocol does: what is neither
+	// TLS nor HTTP needs a chain of its own beside that for HTTP.
+	plain := opaque
+	plain.Name, plain.Match.TransportProtocol = "permissive|plaintext", "raw_buffer"
+	requests.Match.ApplicationProtocols = plaintextHTTP()
+	requests.HTTP = inboundManager(m, w, app.detected())
+	return []resource.FilterChain{opaque, plain, requests}
 }
