@@ -41,7 +41,7 @@ namespace, which the application shares, outlive the sidecar, and meanwhile the
 rules let nothing past it. SIGTERM and SIGINT are passed on; the exit code is
 that of the sidecar. This is what ` + "`parrel inject`" + ` writes into compose files.
 
-    parrel supervise --redirect --proxy-uid 15001 -- sidecar --sidecar-for web --grpc-addr cp:15012 --data-dir /var/lib/parrel`,
+    parrel supervise --redirect --proxy-uid 15001 -- sidecar --sidecar-for web --grpc-addr cp:15012 --data-dir /var/lib/parrel/web`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return errors.New("supervise: run what? Write `parrel supervise -- sidecar …`")
