@@ -55,7 +55,7 @@ func TestCapture(t *testing.T) {
 				w.want(t, w.host, sidecar, "tcp", at(peer, 53), "peer "+at(peer, 53))
 				w.want(t, w.host, app, "udp", at(peer, 9000), "peer hello")
 				// What nobody serves, and a capture port by itself.
-				w.want(t, w.host, sidecar, "tcp", at(virtual, 80), "unreachable")
+				w.want(t, w.host, sidecar, "tcp", at(virtual, 80), "refused")
 				w.want(t, w.host, app, "tcp", at(loopback, outPort), "refused")
 				w.want(t, w.host, sidecar, "tcp", at(loopback, outPort), "refused")
 				// Inbound.

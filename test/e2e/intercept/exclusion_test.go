@@ -98,7 +98,7 @@ func TestExclusions(t *testing.T) {
 				return []attempt{
 					{false, app, "tcp", at(peer, 9000), "peer " + at(peer, 9000)},
 					{false, app, "udp", at(peer, 53), "peer hello"},
-					{false, app, "tcp", at(virtual, 80), "unreachable"},
+					{false, app, "tcp", at(virtual, 80), "refused"},
 					{false, other, "tcp", at(peer, 9000), "outbound " + at(peer, 9000)},
 					{true, app, "tcp", at(host, 9000), "inbound " + at(host, 9000)},
 				}
@@ -291,7 +291,7 @@ func TestWorkloads(t *testing.T) {
 		w.want(t, w.host, other, "tcp", at(peer, 9000), "peer "+at(peer, 9000))
 		w.want(t, w.host, other, "udp", at(peer, 53), "peer hello")
 		w.want(t, w.host, app, "udp", at(peer, 53), "dns hello")
-		w.want(t, w.host, other, "tcp", at(virtual, 80), "unreachable")
+		w.want(t, w.host, other, "tcp", at(virtual, 80), "refused")
 		for _, u := range []user{other, app, root, sidecar} {
 			for _, port := range []int{15001, 15002, 15006} {
 				w.want(t, w.host, u, "tcp", at(loopback, port), "refused")

@@ -266,7 +266,7 @@ func TestFailOpen(t *testing.T) {
 	})
 	w.want(t, w.host, app, "udp", at(peer4, 53), "peer hello")
 	w.want(t, w.peer, app, "tcp", at(host4, 8080), "host "+at(host4, 8080))
-	w.want(t, w.host, app, "tcp", at(virtual4, 80), "unreachable")
+	w.want(t, w.host, app, "tcp", at(virtual4, 80), "refused")
 	if st, _ := m.Show(t.Context()); st.Capture != intercept.CaptureLapsed {
 		t.Errorf("lapsed: show says %s", st.Capture)
 	}

@@ -81,6 +81,7 @@ var built struct {
 // parrel builds the binary once.
 func parrel(t *testing.T) string {
 	t.Helper()
+	t.Setenv("CGO_ENABLED", "0") // as it is shipped: it needs no library
 	built.once.Do(func() { built.binary, built.remove, built.err = rig.Build() })
 	if built.err != nil {
 		t.Fatal(built.err)
