@@ -20,7 +20,8 @@ type Manager interface {
 	// removed (`nft flush ruleset`, a reloaded firewall) are made again, and a cgroup
 	// that was removed and made anew is found again, each within a third of HoldFor. It
 	// leaves the rules as they are when it returns. notify, when not nil, is told of
-	// each such repair and of every failure to repair; Hold goes on trying.
+	// each such repair and of every failure to repair; Hold goes on trying. Rules that
+	// somebody took away by Clean stay away: Hold returns ErrCleaned.
 	Hold(ctx context.Context, notify func(error)) error
 	// Show says what is in force, read from the kernel.
 	Show(ctx context.Context) (State, error)
@@ -47,6 +48,9 @@ type Options struct {
 	// NetNS names the network namespace: a path such as /proc/1234/ns/net, or a name
 	// below /run/netns. Empty: the caller's own.
 	NetNS string
+	// Trace, when not nil, is told each step before it is taken, in the caller's
+	// goroutine.
+	Trace func(step string)
 }
 
 // State is what is in force, as the kernel tells it.
@@ -54,6 +58,7 @@ type State struct {
 	Installed bool    `json:"installed"`
 	Mode      string  `json:"mode"`
 	Capture   Capture `json:"capture"`
+	FailOpen  bool    `json:"fail_open"`
 	// Lapses is how long until the rules stop to capture unless somebody holds them.
 	// 0 when they stand by themselves or have lapsed.
 	Lapses time.Duration `json:"-"`

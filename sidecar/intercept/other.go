@@ -1,0 +1,11 @@
+//go:build !linux
+
+package intercept
+
+import "errors"
+
+var errLinux = errors.New("intercept: transparent mode is Linux's (nftables): declare upstreams with ports here")
+
+func newManager(Options) (Manager, error) { return nil, errLinux }
+
+func printConfig(Config) (string, error) { return "", errLinux }
