@@ -58,11 +58,37 @@ type Refused struct {
 	Reason  string `json:"reason"`
 }
 
+// Redirect is what the rules of redirection need to know of one workload that
+// has a capture listener: an entry of the list that GET /redirect gives.
+type Redirect struct {
+	ProxyID string `json:"proxy_id"` // of the registration
+	Service string `json:"service"`
+	// Ready: identity and configuration are there, and every listener is open.
+	Ready bool `json:"ready"`
+	// UID or Cgroup says whose outbound connections these are; User is UID's name
+	// where that was given. None: there is one workload, and everybody is it.
+	UID    *uint32 `json:"uid,omitempty"`
+	User   string  `json:"user,omitempty"`
+	Cgroup string  `json:"cgroup,omitempty"`
+	// Ports where redirected connections are taken, 0: none.
+	OutboundPort uint16 `json:"outbound_port,omitempty"`
+	InboundPort  uint16 `json:"inbound_port,omitempty"`
+	DNSPort      uint16 `json:"dns_port,omitempty"`
+	// ServicePorts are those that inbound connections are captured for.
+	ServicePorts []uint16 `json:"service_ports"`
+	// ProxyPorts are the sidecar's own that others reach from outside: never captured.
+	ProxyPorts []uint16 `json:"proxy_ports"`
+	// Error is why the workload's outbound connections cannot be told from others':
+	// they are not to be captured.
+	Error string `json:"error,omitempty"`
+}
+
 // Deps is what the API shows and may do.
 type Deps struct {
 	Version   string
 	Start     time.Time
 	Workloads func() []Workload // by ID
+	Redirects func() []Redirect // by ProxyID; nil: none
 	Metrics   http.Handler      // Prometheus exposition
 	Gatherer  prometheus.Gatherer
 	Level     *slog.LevelVar // of the process's log; nil: /logging is not there
@@ -119,6 +145,7 @@ func Handler(d Deps) http.Handler {
 		{path: "/logging", help: "show or change the log level (?level=debug|info|warning|error)", post: true, serve: a.logging},
 		{path: "/quitquitquit", help: "end the process, softly", post: true, serve: a.quit},
 		{path: "/ready", help: "200 once every workload serves, else 503 and what is missing", serve: a.ready},
+		{path: "/redirect", help: "what redirection needs to know of each workload, JSON", serve: a.redirect},
 		{path: "/reopen_logs", help: "open log files anew", post: true, serve: a.reopen},
 		{path: "/server_info", help: "version, state and streams", serve: a.serverInfo},
 		{path: "/stats", help: "counters and gauges (?filter=REGEX, ?format=prometheus)", serve: a.stats},
@@ -329,6 +356,18 @@ func (a *api) reopen(w http.ResponseWriter, _ *http.Request, _ []Workload) {
 		}
 	}
 	text(w, http.StatusOK, "OK\n")
+}
+
+func (a *api) redirect(w http.ResponseWriter, _ *http.Request, ws []Workload) {
+	out := []Redirect{}
+	if a.Redirects != nil {
+		for _, r := range a.Redirects() {
+			if slices.ContainsFunc(ws, func(w Workload) bool { return w.ID == r.ProxyID }) {
+				out = append(out, r)
+			}
+		}
+	}
+	writeJSON(w, out)
 }
 
 func (a *api) prometheus(w http.ResponseWriter, r *http.Request, _ []Workload) {
