@@ -38,7 +38,11 @@ type Sidecar struct {
 	draining atomic.Bool
 	quitOnce sync.Once
 	quit     chan struct{}
-	drains   chan bool // asked for by the admin API: inbound only?
+	drains   chan drainRequest // of the admin API
+	hasten   context.Context   // over: no time for a soft end is left
+	goFaster context.CancelFunc
+	tell     func()      // tells the catalogue that the process leaves; set by Run before it drains
+	alone    atomic.Bool // the application has ended
 }
 
 // New checks the configuration and prepares the workloads. Nothing runs, and no
@@ -49,10 +53,11 @@ func New(c Config, d Deps) (*Sidecar, error) {
 		return nil, err
 	}
 	d.withDefaults()
-	s := &Sidecar{cfg: c, deps: d, start: d.Now(), quit: make(chan struct{}), drains: make(chan bool, 1),
+	s := &Sidecar{cfg: c, deps: d, start: d.Now(), quit: make(chan struct{}), drains: make(chan drainRequest, 8),
 		metrics: telemetry.NewMetrics(telemetry.MetricsConfig{Version: c.Version, Now: d.Now}),
 		logs:    telemetry.NewLogs(telemetry.LogsConfig{}),
 	}
+	s.hasten, s.goFaster = context.WithCancel(context.Background())
 	s.record = s.metrics
 	s.wheel = wheel.New()
 	s.overload = overload.New(c.Limits, overload.Deps{Log: d.Log, Limit: d.MemoryLimit, Wheel: s.wheel})
@@ -74,14 +79,15 @@ func (s *Sidecar) Metrics() *telemetry.Metrics { return s.metrics }
 
 // Run serves until ctx ends (or somebody posts /quitquitquit), then leaves in
 // this order: readiness fails; the catalogue is told; inbound connections end
-// after the work in hand, within Config.Drain; outbound ones too; everything
-// else ends. It returns nil after such an end, an error where the process
-// cannot go on.
+// after the work in hand, within Config.Drain; Deps.BeforeOutbound; outbound
+// ones end too; everything else ends. It returns nil after such an end, an error
+// where the process cannot go on.
 func (s *Sidecar) Run(ctx context.Context) error {
 	hard, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
 	leave, goNow := context.WithCancel(hard)
 	defer goNow()
+	s.tell = sync.OnceFunc(func() { goNow(); s.leaving.Wait() })
 
 	g := newGroup(hard)
 	if err := s.serveHTTP(g); err != nil {
@@ -108,7 +114,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	s.opened.Wait()
 	g.start("drains", s.drainWhenAsked)
 	s.untilEnd(ctx, g)
-	s.depart(g.ctx, goNow)
+	s.depart(g.ctx)
 	g.cancel()
 	return g.wait()
 }
@@ -119,24 +125,6 @@ func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
 	case <-s.quit:
 	case <-g.ctx.Done():
 	}
-}
-
-// depart is the soft end; it is skipped where the process cannot go on.
-func (s *Sidecar) depart(ctx context.Context, goNow func()) {
-	s.draining.Store(true)
-	if ctx.Err() != nil {
-		return
-	}
-	s.deps.Log.Info("sidecar: leaving", "drain", s.cfg.Drain.String())
-	goNow()
-	s.leaving.Wait()
-	if s.cfg.Leave > 0 && s.open() > 0 && !sleep(ctx, s.cfg.Leave) {
-		return
-	}
-	limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
-	defer cancel()
-	s.drain(limit, resource.Inbound)
-	s.drain(limit)
 }
 
 // open is the number of connections in all workloads.
@@ -159,37 +147,14 @@ func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
 	}
 }
 
-func (s *Sidecar) drainWhenAsked(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case inbound := <-s.drains:
-			s.draining.Store(true)
-			var directions []resource.Direction
-			if inbound {
-				directions = append(directions, resource.Inbound)
-			}
-			limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
-			s.drain(limit, directions...)
-			cancel()
-		}
-	}
-}
-
 // serveHTTP opens the admin and readiness ports.
 func (s *Sidecar) serveHTTP(g *group) error {
 	if s.cfg.Admin != "" {
 		h := admin.Handler(admin.Deps{
 			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
 			Level: s.deps.Level, Now: s.deps.Now, Reopen: s.logs.Reopen, Draining: s.draining.Load,
-			Quit: func() { s.quitOnce.Do(func() { close(s.quit) }) },
-			Drain: func(inbound bool) {
-				select {
-				case s.drains <- inbound:
-				default: // one is waiting already
-				}
-			},
+			Quit:  func() { s.quitOnce.Do(func() { close(s.quit) }) },
+			Drain: s.askToDrain,
 		})
 		network, address := "tcp", s.cfg.Admin
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {

@@ -71,7 +71,11 @@ func newWorkload(s *Sidecar, cfg Workload) (*workload, error) {
 	}
 	w.listeners = listener.NewSet(listener.Deps{Net: w.traffic, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
 		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
-	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold}
+	if s.cfg.HoldInbound {
+		w.listeners.Bar(resource.Inbound)
+	}
+	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold,
+		late: s.cfg.HoldInbound, ready: w.serves}
 	if s.cfg.DataDir != "" {
 		dir, err := workloadDir(s.cfg.DataDir, cfg.name())
 		if err != nil {
@@ -343,34 +347,4 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 			}
 		}
 	}
-}
-
-// missing says, in sentences, what the workload waits for before it is ready.
-func (w *workload) missing() (out []string) {
-	if err := w.failed.Load(); err != nil {
-		return []string{"it ended: " + (*err).Error()}
-	}
-	p := w.parts.Load()
-	if p == nil {
-		return []string{"the service that it stands for is not known yet: the catalogue has not answered"}
-	}
-	if _, err := mtls.Usable(p.identity.Current(), w.deps.Now()); err != nil && !w.Sidecar.cfg.Static {
-		out = append(out, "no identity: "+err.Error())
-	}
-	s := w.current.Load()
-	if !w.complete.Load() {
-		why := "no complete configuration yet"
-		if s != nil {
-			for _, q := range s.Set.Pending {
-				why += fmt.Sprintf("; %s waits for %s", q.Key, q.For[0])
-			}
-		} else if st := p.source.Status(); !st.Connected && st.LastError != "" {
-			why += ": no stream to the control plane: " + st.LastError
-		}
-		out = append(out, why)
-	}
-	if err := w.listeners.Listening(); err != nil {
-		out = append(out, err.Error())
-	}
-	return out
 }

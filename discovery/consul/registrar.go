@@ -185,3 +185,33 @@ func (r *Registrar) DeregisterProxy(ctx context.Context, id string) error {
 	}
 	return nil
 }
+
+// maintenanceReason is what Consul shows of a proxy that this package put into
+// maintenance, and how it knows it again.
+const maintenanceReason = "parrel: the sidecar does not serve; it ends this when it does"
+
+// SetMaintenance puts a proxy of this agent into maintenance (a critical check,
+// which the agent keeps over restarts), or ends that. Maintenance that somebody
+// else began is left as it is.
+func (r *Registrar) SetMaintenance(ctx context.Context, id string, on bool) error {
+	q := (&api.QueryOptions{}).WithContext(ctx)
+	if on {
+		if err := r.client.Agent().EnableServiceMaintenanceOpts(id, maintenanceReason, q); err != nil {
+			return fmt.Errorf("consul: put the sidecar %q into maintenance: %w", id, err)
+		}
+		return nil
+	}
+	checks, err := r.client.Agent().ChecksWithFilterOpts(fmt.Sprintf("CheckID == %q", "_service_maintenance:"+id), q)
+	if err != nil {
+		return fmt.Errorf("consul: look for maintenance of the sidecar %q: %w", id, err)
+	}
+	for _, c := range checks {
+		if c.Notes != maintenanceReason {
+			continue
+		}
+		if err := r.client.Agent().DisableServiceMaintenanceOpts(id, q); err != nil {
+			return fmt.Errorf("consul: end the maintenance of the sidecar %q: %w", id, err)
+		}
+	}
+	return nil
+}

@@ -67,10 +67,11 @@ type Deps struct {
 	Gatherer  prometheus.Gatherer
 	Level     *slog.LevelVar // of the process's log; nil: /logging is not there
 	Draining  func() bool
-	Drain     func(inboundOnly bool) // must not block
-	Quit      func()                 // must not block
-	Reopen    func() error           // log files, after a rotation; nil: none
-	Now       func() time.Time
+	// Drain must not block; what it returns is closed when the traffic has ended.
+	Drain  func(inboundOnly bool) <-chan struct{}
+	Quit   func()       // must not block
+	Reopen func() error // log files, after a rotation; nil: none
+	Now    func() time.Time
 }
 
 // CheckAddress says whether the admin API may listen there.
@@ -112,7 +113,7 @@ func Handler(d Deps) http.Handler {
 		{path: "/certs", help: "certificates on the machine, without keys", serve: a.certs},
 		{path: "/clusters", help: "upstream cluster status (?format=json)", serve: a.clusters},
 		{path: "/config_dump", help: "dump of the configuration in force", serve: a.configDump},
-		{path: "/drain_listeners", help: "drain listeners (?inboundonly)", post: true, serve: a.drain},
+		{path: "/drain_listeners", help: "drain listeners (?inboundonly, ?wait=TIME: answer when that is done)", post: true, serve: a.drain},
 		{path: "/help", help: "this page", serve: a.helpPage},
 		{path: "/init_dump", help: "what waits for something else", serve: a.initDump},
 		{path: "/listeners", help: "listener addresses (?format=json)", serve: a.listeners},
@@ -312,7 +313,29 @@ func (a *api) logging(w http.ResponseWriter, r *http.Request, _ []Workload) {
 }
 
 func (a *api) drain(w http.ResponseWriter, r *http.Request, _ []Workload) {
-	a.Drain(r.URL.Query().Has("inboundonly"))
+	q := r.URL.Query()
+	var wait <-chan time.Time
+	if q.Has("wait") {
+		d, err := time.ParseDuration(q.Get("wait"))
+		if err != nil || d <= 0 {
+			http.Error(w, fmt.Sprintf("admin: wait=%s is no time above zero: write 30s", q.Get("wait")), http.StatusBadRequest)
+			return
+		}
+		t := time.NewTimer(d)
+		defer t.Stop()
+		wait = t.C
+	}
+	over := a.Drain(q.Has("inboundonly"))
+	if wait != nil {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+			return
+		case <-wait:
+			http.Error(w, "admin: the traffic has not ended yet", http.StatusGatewayTimeout)
+			return
+		}
+	}
 	text(w, http.StatusOK, "OK\n")
 }
 
