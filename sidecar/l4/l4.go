@@ -98,8 +98,17 @@ func (e *Engine) target() string {
 
 // Serve implements [listener.Handler].
 func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
-	r := e.record(c)
-	up, err := e.connect(ctx, c, r)
+	var r *telemetry.Record
+	var up netio.Conn
+	var err error
+	o, begun := c.Opening.(*opening)
+	if begun {
+		<-o.connected
+		r, up, err = o.r, o.up, o.err
+	} else {
+		r = e.record(c)
+		up, err = e.connect(ctx, c.Inbound, r)
+	}
 	e.opened(r)
 	if err != nil {
 		_ = c.Reset() // there is no other word for it below HTTP
@@ -111,6 +120,9 @@ func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
 		p.watchIdle(e.d.Wheel, d)
 	}
 	stop := context.AfterFunc(ctx, func() { p.abort(telemetry.DrainTimeout, "the drain's deadline passed") })
+	if begun {
+		p.first = o.heard
+	}
 	p.run()
 	stop()
 	r.BytesIn, r.BytesOut = p.in, p.out
@@ -118,7 +130,8 @@ func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
 	e.closed(c, r)
 }
 
-func (e *Engine) connect(ctx context.Context, c *listener.Conn, r *telemetry.Record) (netio.Conn, error) {
+// connect reaches an upstream and says in r which, or why none.
+func (e *Engine) connect(ctx context.Context, inbound bool, r *telemetry.Record) (netio.Conn, error) {
 	r.Cluster = e.target()
 	cl, ok := e.c.Clusters(r.Cluster)
 	if !ok {
@@ -127,7 +140,7 @@ func (e *Engine) connect(ctx context.Context, c *listener.Conn, r *telemetry.Rec
 	}
 	up, a, err := cl.Connect(ctx, cluster.Options{})
 	r.UpstreamHost, r.UpstreamInstance, r.Attempts = a.Host, a.Instance, a.Tries
-	if !c.Inbound {
+	if !inbound {
 		r.DestinationPrincipal, r.TLS = a.Peer, a.TLS
 	}
 	if err != nil {
@@ -136,8 +149,11 @@ func (e *Engine) connect(ctx context.Context, c *listener.Conn, r *telemetry.Rec
 		if errors.As(err, &ce) {
 			r.Code, r.Detail = ce.Code, ce.Detail
 		}
-		e.d.Log.Warn("l4: no connection to the upstream", "listener", c.Listener, "chain", c.Chain,
-			"cluster", r.Cluster, "source", c.Source.String(), "code", r.Code.String(), "err", r.Detail)
+		if errors.Is(context.Cause(ctx), errAbandoned) {
+			return nil, err
+		}
+		e.d.Log.Warn("l4: no connection to the upstream", "listener", r.Listener, "chain", r.Chain,
+			"cluster", r.Cluster, "source", r.DownstreamRemote.String(), "code", r.Code.String(), "err", r.Detail)
 	}
 	return up, err
 }
@@ -180,7 +196,8 @@ func (e *Engine) closed(c *listener.Conn, r *telemetry.Record) {
 // pipe is two connections whose bytes go to each other.
 type pipe struct {
 	down, up netio.Conn
-	in, out  int64 // bytes from and to the client; read after run
+	first    <-chan struct{} // closed when up may be read; nil: at once
+	in, out  int64           // bytes from and to the client; read after run
 
 	idle  time.Duration // 0: no time-out
 	timer wheel.Timer   // goes off when no byte has passed for idle
@@ -195,6 +212,9 @@ type pipe struct {
 func (p *pipe) run() {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.in = p.direction(p.up, p.down, true) })
+	if p.first != nil {
+		<-p.first
+	}
 	p.out = p.direction(p.down, p.up, false)
 	wg.Wait()
 	p.timer.Remove()

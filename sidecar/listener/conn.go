@@ -69,6 +69,10 @@ type Conn struct {
 	// another one in each call of ServeUntilIdle.
 	Draining *stream.Scope
 
+	// Opening is what the handler's Open gave, where it was asked to begin before
+	// the client spoke; else nil.
+	Opening Opening
+
 	// State is the handler's own, kept from one call of ServeUntilIdle to the
 	// next; the listener never looks at it.
 	State any

@@ -56,16 +56,11 @@ type refusal struct {
 func (t *tracked) open(a *active) *refusal {
 	so, c := t.so, &t.c
 	wire := t.raw
-	var first *hello
-	if a.sniff {
+	if a.ambiguous(t.seen()) {
 		var err error
-		first, wire, err = sniff(t.raw, so.set.Limits)
-		if err != nil {
+		if wire, err = t.detect(a); err != nil {
 			return &refusal{code: telemetry.DownstreamTLSFailure, count: &so.counters.sniff, quiet: gone(err),
 				detail: "no complete ClientHello: " + err.Error()}
-		}
-		if first != nil {
-			t.hello, c.ServerName = first, first.serverName
 		}
 	}
 	chain, ok := a.chain(t.seen())
@@ -74,8 +69,8 @@ func (t *tracked) open(a *active) *refusal {
 			detail: fmt.Sprintf("no filter chain of the listener takes a %s connection to %s", t.seen().TransportProtocol, c.Destination)}
 	}
 	t.chain = chain
-	c.Conn, c.Listener, c.Chain, c.Version = wire, so.name, chain.Resource.Name, a.version
-	c.Inbound = a.config.Resource.Direction == resource.Inbound
+	t.describe(a, chain)
+	c.Conn = wire
 	if conf := a.tls[chain]; conf != nil {
 		if r := t.handshake(conf, wire, c); r != nil {
 			return r
@@ -86,6 +81,13 @@ func (t *tracked) open(a *active) *refusal {
 		return &refusal{code: telemetry.RBACDenied, count: &so.counters.rbac, detail: why, abrupt: true}
 	}
 	return nil
+}
+
+// describe fills in where the connection goes.
+func (t *tracked) describe(a *active, chain *Chain) {
+	c := &t.c
+	c.Listener, c.Chain, c.Version = t.so.name, chain.Resource.Name, a.version
+	c.Inbound = a.config.Resource.Direction == resource.Inbound
 }
 
 // authorise asks every rule set; all must allow.
@@ -152,6 +154,9 @@ func gone(err error) bool {
 
 func (t *tracked) refuse(a *active, r *refusal) {
 	so := t.so
+	if o := t.c.Opening; o != nil {
+		o.Abandon()
+	}
 	r.count.Add(1)
 	reason, hasReason := mtls.ReasonOf(r.pending)
 	rec := &telemetry.Record{

@@ -35,10 +35,11 @@ type tracked struct {
 	draining atomic.Pointer[stream.Scope]
 
 	// Set before the connection enters the live index, read-only from then on.
-	hello *hello // nil: the connection was not sniffed, or is not TLS
-	certs []*x509.Certificate
-	chain *Chain
-	life  *time.Timer // nil: no bound
+	hello  *hello // nil: the connection was not sniffed, or is not TLS
+	certs  []*x509.Certificate
+	chain  *Chain
+	spoken speech      // 0: not asked, or none that chains are chosen by
+	life   *time.Timer // nil: no bound
 }
 
 var errDraining = errors.New("listener: the connection is to end after the work in hand")
@@ -70,6 +71,9 @@ func (t *tracked) seen() decide.Connection {
 	c := decide.Connection{Source: t.c.Source, Destination: t.c.Destination, ServerName: t.c.ServerName, TransportProtocol: "raw_buffer"}
 	if t.hello != nil {
 		c.TransportProtocol, c.ALPN = "tls", t.hello.alpn
+	}
+	if t.spoken != 0 {
+		c.ALPN = t.spoken.protocols()
 	}
 	return c
 }

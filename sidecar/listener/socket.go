@@ -22,6 +22,7 @@ type active struct {
 	config  Config
 	chains  *decide.Chains
 	sniff   bool                   // some chain matches on what only a ClientHello says
+	detect  bool                   // some chain matches on what a client in plaintext speaks
 	tls     map[*Chain]*tls.Config // chains with TLS
 }
 
@@ -30,10 +31,8 @@ type active struct {
 func newActive(s *Set, version string, c Config, before *active) *active {
 	a := &active{version: version, config: c, chains: decide.CompileListener(c.Resource), tls: make(map[*Chain]*tls.Config)}
 	for i := range c.Resource.Chains {
-		m := &c.Resource.Chains[i].Match
-		if len(m.ServerNames) > 0 || len(m.ApplicationProtocols) > 0 || m.TransportProtocol != "" {
-			a.sniff = true
-		}
+		a.sniff = a.sniff || listens(&c.Resource.Chains[i])
+		a.detect = a.detect || detects(&c.Resource.Chains[i])
 	}
 	for name, ch := range c.Chains {
 		if ch.Resource.TLS == nil {
@@ -95,6 +94,7 @@ type socket struct {
 	stopped  atomic.Bool            // no longer accepting
 	counters counters
 	quiet    quiet
+	learned  learned
 
 	mu       sync.Mutex
 	conns    map[*tracked]struct{} // guarded by mu
@@ -201,12 +201,32 @@ type Counts struct {
 	AcceptErrors, NoChain, SniffFailures, TLSFailures, RBACDenied     uint64
 	Reauthorised /* ended because permission was withdrawn */, Panics uint64
 	Limited                                                           uint64 // closed at once because of a limit of connections or of memory
+	// Of connections whose protocol nobody declared, what was found. ServerFirst
+	// is the part of NotHTTP whose upstream spoke before the client.
+	HTTP10, HTTP11, HTTP2, NotHTTP, ServerFirst uint64
 }
 
 type counters struct {
 	accepted, active                                              atomic.Uint64
 	acceptErrors, noChain, sniff, tls, rbac, reauthorised, panics atomic.Uint64
-	limited                                                       atomic.Uint64
+	limited, http10, http11, http2, notHTTP, serverFirst          atomic.Uint64
+}
+
+// found counts what a connection whose protocol nobody declared turned out to be.
+func (c *counters) found(s speech, serverFirst bool) {
+	switch s {
+	case http10:
+		c.http10.Add(1)
+	case http11:
+		c.http11.Add(1)
+	case h2c:
+		c.http2.Add(1)
+	default:
+		c.notHTTP.Add(1)
+		if serverFirst {
+			c.serverFirst.Add(1)
+		}
+	}
 }
 
 func (c *counters) read() Counts {
@@ -214,5 +234,6 @@ func (c *counters) read() Counts {
 		Accepted: c.accepted.Load(), Active: c.active.Load(),
 		AcceptErrors: c.acceptErrors.Load(), NoChain: c.noChain.Load(), SniffFailures: c.sniff.Load(),
 		TLSFailures: c.tls.Load(), RBACDenied: c.rbac.Load(), Reauthorised: c.reauthorised.Load(), Panics: c.panics.Load(), Limited: c.limited.Load(),
+		HTTP10: c.http10.Load(), HTTP11: c.http11.Load(), HTTP2: c.http2.Load(), NotHTTP: c.notHTTP.Load(), ServerFirst: c.serverFirst.Load(),
 	}
 }

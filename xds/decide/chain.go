@@ -80,6 +80,26 @@ func (c *Chains) Match(conn Connection, tr *Trace) (*resource.FilterChain, bool)
 	return nil, false
 }
 
+// Settled says that what a connection's client sends cannot change the chain: no
+// chain for its destination asks for a server name, a transport protocol or an
+// application protocol.
+func (c *Chains) Settled(conn Connection) bool {
+	p := c.ports[conn.Destination.Port()]
+	if p == nil || conn.Destination.Port() == 0 {
+		p = c.ports[0]
+	}
+	if p == nil {
+		return true
+	}
+	for _, fc := range p.byDestination(conn.Destination.Addr().Unmap()) {
+		m := &fc.Match
+		if len(m.ServerNames) > 0 || m.TransportProtocol != "" || len(m.ApplicationProtocols) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func chainSubject(tr *Trace, fc *resource.FilterChain) string {
 	if tr == nil {
 		return ""
