@@ -3,13 +3,14 @@ package sidecar
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"os/user"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/intercept"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -25,34 +26,41 @@ const (
 // nothing is said.
 type attribution struct {
 	uid    *uint32
-	user   string
 	cgroup string
 }
-
-func (a attribution) given() bool { return a.uid != nil || a.cgroup != "" }
 
 // attributed says whether Meta names processes, rightly or not.
 func attributed(meta map[string]string) bool {
 	return meta[MetaUID] != "" || meta[MetaUser] != "" || meta[MetaCgroup] != ""
 }
 
-// attributionOf reads Meta: the service's, else its proxy's.
-func attributionOf(l *LocalService, lookup func(name string) (*user.User, error)) (attribution, error) {
+// processes is what the Meta of a service, or else that of its proxy, says of
+// its processes.
+func processes(l *LocalService) map[string]string {
 	meta := l.Meta
 	if !attributed(meta) && l.Proxy != nil {
 		meta = l.Proxy.Meta
 	}
-	var a attribution
-	n := 0
+	var out map[string]string
 	for _, k := range []string{MetaUID, MetaUser, MetaCgroup} {
-		if meta[k] != "" {
-			n++
+		if v := meta[k]; v != "" {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
 		}
 	}
+	return out
+}
+
+// attributionOf reads Meta: the service's, else its proxy's.
+func attributionOf(l *LocalService, lookup func(name string) (*user.User, error)) (attribution, error) {
+	meta := processes(l)
+	var a attribution
 	switch {
-	case n == 0:
+	case len(meta) == 0:
 		return a, nil
-	case n > 1:
+	case len(meta) > 1:
 		return a, fmt.Errorf("the service %s has more than one of %s, %s and %s in its Meta: keep the one that tells its processes from others'", l.ID, MetaUID, MetaUser, MetaCgroup)
 	}
 	uid := meta[MetaUID]
@@ -61,7 +69,7 @@ func attributionOf(l *LocalService, lookup func(name string) (*user.User, error)
 		if err != nil {
 			return a, fmt.Errorf("the service %s has %s=%q in its Meta, and this host has no such user (%w): make the user, or correct the name", l.ID, MetaUser, name, err)
 		}
-		a.user, uid = name, u.Uid
+		uid = u.Uid
 	}
 	if uid != "" {
 		n, err := strconv.ParseUint(uid, 10, 32)
@@ -80,23 +88,25 @@ func attributionOf(l *LocalService, lookup func(name string) (*user.User, error)
 	return a, nil
 }
 
-// redirects is what the rules of redirection need to know of each workload that
-// has a capture listener: admin's /redirect.
-func (s *Sidecar) redirects() []admin.Redirect {
+// plan is what redirection needs to know of the workloads that capture: admin's
+// /redirect.
+func (s *Sidecar) plan() (p intercept.Plan) {
 	all := s.all()
-	var out []admin.Redirect
 	for _, w := range all {
-		if r, ok := w.redirect(); ok {
-			out = append(out, r)
-		}
+		w.redirect(&p)
 	}
-	tell(out, s.cfg.AllLocal != nil || len(all) > 1)
-	return out
+	tell(p.Proxies, s.cfg.AllLocal != nil || len(all) > 1)
+	if ap, err := netip.ParseAddrPort(s.cfg.Ready); err == nil {
+		p.PublicPorts = append(p.PublicPorts, ap.Port())
+	}
+	slices.Sort(p.PublicPorts)
+	p.PublicPorts = slices.Compact(p.PublicPorts)
+	return p
 }
 
-// tell says what of entries cannot be told apart. several: there may be others on
-// this host, so that who is not attributed is nobody.
-func tell(entries []admin.Redirect, several bool) {
+// tell takes the capture of those away that cannot be told apart. several: there
+// may be others on this host, so that who is not attributed is nobody.
+func tell(entries []intercept.PlanProxy, several bool) {
 	same := map[string][]int{}
 	for i := range entries {
 		e := &entries[i]
@@ -127,51 +137,48 @@ func tell(entries []admin.Redirect, several bool) {
 	}
 	for i := range entries {
 		if e := &entries[i]; e.Error != "" {
-			e.UID, e.User, e.Cgroup = nil, "", ""
+			e.UID, e.Cgroup, e.OutboundPort = nil, "", 0
 		}
 	}
 }
 
-// redirect describes one workload; false where it captures nothing.
-func (w *workload) redirect() (r admin.Redirect, ok bool) {
-	snap, p := w.current.Load(), w.parts.Load()
-	if snap == nil || p == nil {
-		return r, false
+// redirect adds what one workload captures.
+func (w *workload) redirect(p *intercept.Plan) {
+	snap, parts := w.current.Load(), w.parts.Load()
+	if snap == nil || parts == nil {
+		return
 	}
-	r = admin.Redirect{ProxyID: p.place.Proxy, Service: p.place.Service, Ready: len(w.missing()) == 0,
-		ServicePorts: []uint16{}, ProxyPorts: []uint16{}}
+	x := intercept.PlanProxy{ProxyID: parts.place.Proxy, Service: parts.place.Service, Ready: len(w.missing()) == 0}
 	w.captures.mu.Lock()
 	own := w.captures.ports[w.cfg.name()].Port
-	r.ServicePorts = append(r.ServicePorts, w.captures.claims[w.cfg.name()].ports...)
+	x.ServicePorts = slices.Clone(w.captures.claims[w.cfg.name()].ports)
 	w.captures.mu.Unlock()
+	inbound := false
 	for _, c := range snap.Listeners {
 		l := c.Resource
 		switch {
 		case l.UseOriginalDst && l.Direction == resource.Outbound:
-			r.OutboundPort = l.Address.Port
-			if r.OutboundPort == commonCapture && own != 0 {
-				r.OutboundPort = own
+			x.OutboundPort = l.Address.Port
+			if x.OutboundPort == commonCapture && own != 0 {
+				x.OutboundPort = own
 			}
-		case l.UseOriginalDst:
-			r.InboundPort = l.Address.Port
+		case l.UseOriginalDst && l.Direction == resource.Inbound:
+			p.InboundPort, inbound = l.Address.Port, true
 		case l.DNS != nil:
-			r.DNSPort = l.Address.Port
+			p.DNSPort = l.Address.Port
 		case l.Direction == resource.Inbound && l.Address.Port != 0:
-			r.ProxyPorts = append(r.ProxyPorts, l.Address.Port)
+			p.PublicPorts = append(p.PublicPorts, l.Address.Port)
 		}
 	}
-	if r.OutboundPort == 0 && r.InboundPort == 0 {
-		return r, false
-	}
-	if port, ok := w.readyPort(); ok {
-		r.ProxyPorts = append(r.ProxyPorts, port)
+	if x.OutboundPort == 0 && !inbound {
+		return
 	}
 	if local := w.local.Load(); local != nil {
 		a, err := attributionOf(local, w.deps.LookupUser)
 		if err != nil {
-			r.Error = err.Error()
+			x.Error = err.Error()
 		}
-		r.UID, r.User, r.Cgroup = a.uid, a.user, a.cgroup
+		x.UID, x.Cgroup = a.uid, a.cgroup
 	}
-	return r, true
+	p.Proxies = append(p.Proxies, x)
 }

@@ -132,6 +132,13 @@ func (c *captures) forget(name string) {
 	c.shareLocked()
 }
 
+// refresh takes in what changed of the services.
+func (c *captures) refresh() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shareLocked()
+}
+
 // shareLocked makes known what the workloads have.
 func (c *captures) shareLocked() {
 	own := map[uint16]bool{}
@@ -147,17 +154,36 @@ func (c *captures) shareLocked() {
 	}
 }
 
-// assign gives a workload its outbound capture port.
+// assign gives a workload its outbound capture port. Its socket is held from
+// then on, where it is not the port of all.
 func (c *captures) assign(w *workload, a resource.Address) uint16 {
 	if a.Port != commonCapture || w.Sidecar.cfg.Static {
 		return a.Port
 	}
+	name := w.cfg.name()
+	for after := uint16(0); ; {
+		port, isNew := c.reserve(w, after)
+		if !isNew || port < firstCapture {
+			return port
+		}
+		if _, err := w.listeners.Hold(context.Background(), resource.Address{Host: a.Host, Port: port}); err == nil {
+			return port
+		}
+		c.mu.Lock()
+		delete(c.ports, name) // another process has it
+		c.mu.Unlock()
+		after = port
+	}
+}
+
+// reserve finds a workload's port, or a new one beyond after.
+func (c *captures) reserve(w *workload, after uint16) (port uint16, isNew bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	name := w.cfg.name()
 	mine, had := c.ports[name]
 	if !had {
-		mine.Port = c.freeLocked(w, a.Host)
+		mine.Port = c.freeLocked(w, after)
 	}
 	if now := c.clock(); !had || now-mine.Used >= 3600 {
 		mine.Used = now
@@ -166,11 +192,11 @@ func (c *captures) assign(w *workload, a resource.Address) uint16 {
 			w.log.Warn("sidecar: the capture port could not be kept; after a restart it may be another", telemetry.KeyFile, c.file, telemetry.KeyError, err.Error())
 		}
 	}
-	return mine.Port
+	return mine.Port, !had
 }
 
-// freeLocked finds a port that is nobody's. The socket is held from here on.
-func (c *captures) freeLocked(w *workload, host string) uint16 {
+// freeLocked finds a port that is nobody's.
+func (c *captures) freeLocked(w *workload, after uint16) uint16 {
 	taken := map[uint16]bool{}
 	for _, a := range c.ports {
 		taken[a.Port] = true
@@ -180,14 +206,11 @@ func (c *captures) freeLocked(w *workload, host string) uint16 {
 			taken[p] = true
 		}
 	}
-	if !taken[commonCapture] {
+	if !taken[commonCapture] && after == 0 {
 		return commonCapture
 	}
-	for p := uint16(firstCapture); p <= lastCapture; p++ {
-		if taken[p] {
-			continue
-		}
-		if _, err := w.listeners.Hold(context.Background(), resource.Address{Host: host, Port: p}); err == nil {
+	for p := max(firstCapture, after+1); p <= lastCapture; p++ {
+		if !taken[p] {
 			return p
 		}
 	}
@@ -198,7 +221,7 @@ func (c *captures) freeLocked(w *workload, host string) uint16 {
 		}
 	}
 	if oldest == "" {
-		w.log.Error("sidecar: no capture port is left", "from", firstCapture, "to", lastCapture)
+		w.log.Error("sidecar: no capture port is left; the listener cannot be opened", "from", firstCapture, "to", lastCapture)
 		return commonCapture
 	}
 	port := c.ports[oldest].Port
@@ -255,7 +278,7 @@ func samePort(a, b string) bool {
 
 // sharesInbound says whether an address is that of an inbound capture listener.
 func (w *workload) sharesInbound(address string) bool {
-	if w.Sidecar.cfg.Static {
+	if c := &w.Sidecar.cfg; c.Static || c.AllLocal == nil && len(c.Workloads) < 2 {
 		return false
 	}
 	ap, err := netip.ParseAddrPort(address)

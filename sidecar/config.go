@@ -42,6 +42,9 @@ type Config struct {
 	// catalogue that it leaves, so that peers hear of it first; 0: 500 ms,
 	// negative: none.
 	Leave time.Duration
+	// HoldInbound keeps inbound listeners closed until [Sidecar.OpenInbound]: the
+	// application is not there yet, and who is refused a connection goes elsewhere.
+	HoldInbound bool
 	// Linger is how long a removed cluster stays usable for requests that were
 	// routed before; 0: 5 s.
 	Linger time.Duration
@@ -112,6 +115,10 @@ type Deps struct {
 	// MemoryLimit is told below what the collector should keep the heap where
 	// Limits caps memory; nil: nobody is (debug.SetMemoryLimit).
 	MemoryLimit func(bytes int64)
+	// BeforeOutbound is called once at a soft end, when inbound traffic has
+	// drained: outbound traffic goes on until it returns. Its ctx ends where the
+	// process cannot go on. nil: outbound traffic drains at once.
+	BeforeOutbound func(ctx context.Context)
 	// Registrar registers proxies; nil: they are registered already.
 	Registrar Registrar
 	// Identity gives a workload's identity; nil: the control plane
@@ -154,6 +161,9 @@ type Registrar interface {
 	RegisterProxy(ctx context.Context, p ProxyRegistration) error
 	// DeregisterProxy takes a registration away; none there is no error.
 	DeregisterProxy(ctx context.Context, proxyID string) error
+	// SetMaintenance takes a proxy out of what callers choose from, or puts it
+	// back; only what it took out itself is put back.
+	SetMaintenance(ctx context.Context, proxyID string, on bool) error
 }
 
 // Follower is a Registrar that says what is registered, now and later.

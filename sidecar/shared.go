@@ -111,7 +111,8 @@ type shared struct {
 	port    uint16
 	table   atomic.Pointer[claimTable]
 	members map[string]*member // guarded by captures.mu
-	quiet   atomic.Int64       // second of the last log line
+	closed  chan struct{}
+	quiet   atomic.Int64 // second of the last log line
 }
 
 // member is the listener that a workload's Set has of a shared socket.
@@ -136,7 +137,7 @@ func (c *captures) join(ctx context.Context, name, address string) (netio.Listen
 		if err != nil {
 			return nil, err
 		}
-		s = &shared{c: c, ln: ln, address: address, members: map[string]*member{}}
+		s = &shared{c: c, ln: ln, address: address, members: map[string]*member{}, closed: make(chan struct{})}
 		if ap, err := netip.ParseAddrPort(address); err == nil {
 			s.port = ap.Port()
 		}
@@ -164,7 +165,11 @@ func (s *shared) accept() {
 		default:
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.c.log.Warn("sidecar: cannot accept; trying again after a pause", telemetry.KeyAddress, s.address, telemetry.KeyError, err.Error())
-			time.Sleep(pause)
+			select {
+			case <-time.After(pause):
+			case <-s.closed:
+				return
+			}
 		}
 	}
 }
@@ -237,6 +242,7 @@ func (m *member) Close() error {
 		delete(m.s.members, m.name)
 		if len(m.s.members) == 0 {
 			delete(c.sockets, m.s.address)
+			close(m.s.closed)
 			_ = m.s.ln.Close()
 		}
 		c.mu.Unlock()

@@ -1,10 +1,12 @@
 package sidecar
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
 
+	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/admin"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/xds/client"
@@ -14,20 +16,29 @@ import (
 
 // readiness is the part of view that /ready needs.
 func (s *Sidecar) readiness() []admin.Workload {
-	out := make([]admin.Workload, len(s.workloads))
-	for i, w := range s.workloads {
-		out[i] = admin.Workload{ID: w.id(), Missing: w.missing()}
+	out := s.unknown()
+	for _, w := range s.all() {
+		out = append(out, admin.Workload{ID: w.id(), Missing: w.missing()})
 	}
 	return out
 }
 
 // view is what admin shows.
 func (s *Sidecar) view() []admin.Workload {
-	out := make([]admin.Workload, len(s.workloads))
-	for i, w := range s.workloads {
-		out[i] = w.view()
+	out := s.unknown()
+	for _, w := range s.all() {
+		out = append(out, w.view())
 	}
 	return out
+}
+
+// unknown stands for workloads of which it is not known yet which there are.
+func (s *Sidecar) unknown() []admin.Workload {
+	why := s.unlisted()
+	if why == "" {
+		return nil
+	}
+	return []admin.Workload{{ID: "local services", Missing: []string{why}, Identity: &mtls.Snapshot{Err: errors.New(why)}}}
 }
 
 func (w *workload) id() string {

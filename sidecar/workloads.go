@@ -74,7 +74,7 @@ func (s *Sidecar) launch(g *group, leave context.Context, w *workload) {
 		defer w.kill()
 		defer w.goNow()
 		err := w.run(hard, w.leave, left)
-		if err == nil || hard.Err() != nil && g.ctx.Err() == nil || !w.dynamic && len(s.all()) == 1 {
+		if err == nil || hard.Err() != nil && g.ctx.Err() == nil || s.cfg.AllLocal == nil && len(s.all()) == 1 {
 			return err
 		}
 		// The others go on: /ready and the log say what is wrong with this one.
@@ -278,7 +278,6 @@ func (f *follower) begin(k *followed, now time.Time) {
 	f.s.opened.Add(1)
 	if !f.s.add(w) {
 		f.s.opened.Done()
-		w.listeners.Forget()
 		return
 	}
 	k.w, k.began = w, now
@@ -302,7 +301,7 @@ func (f *follower) broke(k *followed, now time.Time) {
 	if now.Sub(k.began) >= steadyFor {
 		k.tries = 0
 	}
-	if k.again.IsZero() || k.again.Before(k.began) {
+	if !k.again.After(k.began) {
 		f.later(k, now)
 	}
 	if now.Before(k.again) {

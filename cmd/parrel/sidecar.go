@@ -197,3 +197,7 @@ func (l localCatalogue) RegisterProxy(ctx context.Context, p sidecar.ProxyRegist
 func (l localCatalogue) DeregisterProxy(ctx context.Context, id string) error {
 	return l.r.DeregisterProxy(ctx, id)
 }
+
+func (l localCatalogue) SetMaintenance(ctx context.Context, id string, on bool) error {
+	return l.r.SetMaintenance(ctx, id, on)
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parrel-mesh/parrel/mtls"
+	"github.com/parrel-mesh/parrel/sidecar/intercept"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
@@ -58,45 +59,21 @@ type Refused struct {
 	Reason  string `json:"reason"`
 }
 
-// Redirect is what the rules of redirection need to know of one workload that
-// has a capture listener: an entry of the list that GET /redirect gives.
-type Redirect struct {
-	ProxyID string `json:"proxy_id"` // of the registration
-	Service string `json:"service"`
-	// Ready: identity and configuration are there, and every listener is open.
-	Ready bool `json:"ready"`
-	// UID or Cgroup says whose outbound connections these are; User is UID's name
-	// where that was given. None: there is one workload, and everybody is it.
-	UID    *uint32 `json:"uid,omitempty"`
-	User   string  `json:"user,omitempty"`
-	Cgroup string  `json:"cgroup,omitempty"`
-	// Ports where redirected connections are taken, 0: none.
-	OutboundPort uint16 `json:"outbound_port,omitempty"`
-	InboundPort  uint16 `json:"inbound_port,omitempty"`
-	DNSPort      uint16 `json:"dns_port,omitempty"`
-	// ServicePorts are those that inbound connections are captured for.
-	ServicePorts []uint16 `json:"service_ports"`
-	// ProxyPorts are the sidecar's own that others reach from outside: never captured.
-	ProxyPorts []uint16 `json:"proxy_ports"`
-	// Error is why the workload's outbound connections cannot be told from others':
-	// they are not to be captured.
-	Error string `json:"error,omitempty"`
-}
-
 // Deps is what the API shows and may do.
 type Deps struct {
 	Version   string
 	Start     time.Time
-	Workloads func() []Workload // by ID
-	Redirects func() []Redirect // by ProxyID; nil: none
-	Metrics   http.Handler      // Prometheus exposition
+	Workloads func() []Workload     // by ID
+	Redirect  func() intercept.Plan // nil: nothing is captured
+	Metrics   http.Handler          // Prometheus exposition
 	Gatherer  prometheus.Gatherer
 	Level     *slog.LevelVar // of the process's log; nil: /logging is not there
 	Draining  func() bool
-	Drain     func(inboundOnly bool) // must not block
-	Quit      func()                 // must not block
-	Reopen    func() error           // log files, after a rotation; nil: none
-	Now       func() time.Time
+	// Drain must not block; what it returns is closed when the traffic has ended.
+	Drain  func(inboundOnly bool) <-chan struct{}
+	Quit   func()       // must not block
+	Reopen func() error // log files, after a rotation; nil: none
+	Now    func() time.Time
 }
 
 // CheckAddress says whether the admin API may listen there.
@@ -138,7 +115,7 @@ func Handler(d Deps) http.Handler {
 		{path: "/certs", help: "certificates on the machine, without keys", serve: a.certs},
 		{path: "/clusters", help: "upstream cluster status (?format=json)", serve: a.clusters},
 		{path: "/config_dump", help: "dump of the configuration in force", serve: a.configDump},
-		{path: "/drain_listeners", help: "drain listeners (?inboundonly)", post: true, serve: a.drain},
+		{path: "/drain_listeners", help: "drain listeners (?inboundonly, ?wait=TIME: answer when that is done)", post: true, serve: a.drain},
 		{path: "/help", help: "this page", serve: a.helpPage},
 		{path: "/init_dump", help: "what waits for something else", serve: a.initDump},
 		{path: "/listeners", help: "listener addresses (?format=json)", serve: a.listeners},
@@ -339,7 +316,29 @@ func (a *api) logging(w http.ResponseWriter, r *http.Request, _ []Workload) {
 }
 
 func (a *api) drain(w http.ResponseWriter, r *http.Request, _ []Workload) {
-	a.Drain(r.URL.Query().Has("inboundonly"))
+	q := r.URL.Query()
+	var wait <-chan time.Time
+	if q.Has("wait") {
+		d, err := time.ParseDuration(q.Get("wait"))
+		if err != nil || d <= 0 {
+			http.Error(w, fmt.Sprintf("admin: wait=%s is no time above zero: write 30s", q.Get("wait")), http.StatusBadRequest)
+			return
+		}
+		t := time.NewTimer(d)
+		defer t.Stop()
+		wait = t.C
+	}
+	over := a.Drain(q.Has("inboundonly"))
+	if wait != nil {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+			return
+		case <-wait:
+			http.Error(w, "admin: the traffic has not ended yet", http.StatusGatewayTimeout)
+			return
+		}
+	}
 	text(w, http.StatusOK, "OK\n")
 }
 
@@ -358,16 +357,20 @@ func (a *api) reopen(w http.ResponseWriter, _ *http.Request, _ []Workload) {
 	text(w, http.StatusOK, "OK\n")
 }
 
-func (a *api) redirect(w http.ResponseWriter, _ *http.Request, ws []Workload) {
-	out := []Redirect{}
-	if a.Redirects != nil {
-		for _, r := range a.Redirects() {
-			if slices.ContainsFunc(ws, func(w Workload) bool { return w.ID == r.ProxyID }) {
-				out = append(out, r)
-			}
-		}
+func (a *api) redirect(w http.ResponseWriter, r *http.Request, ws []Workload) {
+	var p intercept.Plan
+	if a.Redirect != nil {
+		p = a.Redirect()
 	}
-	writeJSON(w, out)
+	if r.URL.Query().Has("workload") {
+		p.Proxies = slices.DeleteFunc(p.Proxies, func(x intercept.PlanProxy) bool {
+			return !slices.ContainsFunc(ws, func(w Workload) bool { return w.ID == x.ProxyID })
+		})
+	}
+	if p.Proxies == nil {
+		p.Proxies = []intercept.PlanProxy{}
+	}
+	writeJSON(w, p)
 }
 
 func (a *api) prometheus(w http.ResponseWriter, r *http.Request, _ []Workload) {
