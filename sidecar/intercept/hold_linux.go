@@ -9,24 +9,38 @@ import (
 )
 
 // Hold implements Manager.
-func (m *manager) Hold(ctx context.Context, notify func(error)) error {
+func (m *manager) Hold(ctx context.Context, h Holding) error {
 	m.mu.Lock()
 	applied := m.applied
 	m.mu.Unlock()
 	if applied == nil {
 		return errors.New("intercept: nothing was applied by this process, so that there is nothing to hold: apply first")
 	}
-	if notify == nil {
-		notify = func(error) {}
+	if h.Notify == nil {
+		h.Notify = func(error) {}
 	}
-	t := time.NewTicker(applied.holdFor() / 3)
+	every := applied.holdFor() / 3
+	t := time.NewTicker(every)
 	defer t.Stop()
+	dead := false
 	for {
-		switch err := m.keep(); {
-		case errors.Is(err, ErrCleaned):
-			return err
-		case err != nil:
-			notify(err)
+		err := h.alive(ctx, every)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !dead:
+			h.Notify(fmt.Errorf("intercept: the sidecar does not answer, the rules are not held: %w", err))
+		case err == nil && dead:
+			h.Notify(errors.New("intercept: the sidecar answers again, the rules are held"))
+		}
+		dead = err != nil
+		if !dead {
+			switch err := m.keep(); {
+			case errors.Is(err, ErrCleaned):
+				return err
+			case err != nil:
+				h.Notify(err)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -34,6 +48,15 @@ func (m *manager) Hold(ctx context.Context, notify func(error)) error {
 		case <-t.C:
 		}
 	}
+}
+
+func (h Holding) alive(ctx context.Context, within time.Duration) error {
+	if h.Alive == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return h.Alive(ctx)
 }
 
 // keep renews what lapses and repairs what is no longer as it was applied.

@@ -32,11 +32,7 @@ func openKernel(protocol int, netns string) (*kernel, error) {
 	if netns == "" {
 		return socket(protocol)
 	}
-	path := netns
-	if !strings.Contains(path, "/") {
-		path = filepath.Join("/run/netns", netns)
-	}
-	f, err := os.Open(path)
+	f, err := os.Open(netnsPath(netns))
 	if err != nil {
 		return nil, fmt.Errorf("intercept: network namespace %s: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
 	}
@@ -51,12 +47,7 @@ func openKernel(protocol int, netns string) (*kernel, error) {
 		// ends with the goroutine, since it stays locked.
 		runtime.LockOSThread()
 		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			if errors.Is(err, unix.EPERM) {
-				err = fmt.Errorf("intercept: entering network namespace %s: %w; it needs CAP_SYS_ADMIN: run it as root", netns, err)
-			} else {
-				err = fmt.Errorf("intercept: %s is no network namespace: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
-			}
-			done <- result{nil, err}
+			done <- result{nil, setnsError(netns, err)}
 			return
 		}
 		k, err := socket(protocol)
@@ -64,6 +55,21 @@ func openKernel(protocol int, netns string) (*kernel, error) {
 	}()
 	r := <-done
 	return r.k, r.err
+}
+
+// netnsPath is the file of a namespace given by name or path.
+func netnsPath(netns string) string {
+	if strings.Contains(netns, "/") {
+		return netns
+	}
+	return filepath.Join("/run/netns", netns)
+}
+
+func setnsError(netns string, err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("intercept: entering network namespace %s: %w; it needs CAP_SYS_ADMIN: run it as root", netns, err)
+	}
+	return fmt.Errorf("intercept: %s is no network namespace: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
 }
 
 func socket(protocol int) (*kernel, error) {

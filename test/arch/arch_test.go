@@ -90,6 +90,7 @@ var transitive = []rule{
 	{[]string{"mtls"}, []string{"xds", "sidecar", "controlplane"}, nil, "identity is below configuration"},
 	{[]string{"sidecar/l7"}, []string{"sidecar/l4"}, nil, "the engines are independent"},
 	{[]string{"sidecar/l4"}, []string{"sidecar/l7"}, nil, "the engines are independent"},
+	{[]string{"controlplane/vip"}, []string{"controlplane/mesh", "controlplane/generate", "xds"}, nil, "addresses depend on the names of services alone"},
 	{[]string{"xds/resource"}, []string{"xds/wire", "xds/decide", "xds/client", "xds/server", "xds/envoyapi"}, nil, "resources are the lowest layer of xDS"},
 	{[]string{"xds/decide"}, []string{"xds/wire", "xds/client", "xds/server", "xds/envoyapi"}, nil, "decisions are about resources, not protos"},
 	{[]string{"sidecar/lb"}, []string{"sidecar/netio", "sidecar/pool", "sidecar/cluster"}, nil, "a picker has no sockets"},
