@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"os/user"
 	"path"
 	"slices"
@@ -95,7 +96,11 @@ func (s *Sidecar) plan() (p intercept.Plan) {
 	for _, w := range all {
 		w.redirect(&p)
 	}
-	tell(p.Proxies, s.cfg.AllLocal != nil || len(all) > 1)
+	if id := os.Geteuid(); id >= 0 {
+		own := uint32(id)
+		p.ProxyUID = &own
+	}
+	tell(p.Proxies, p.ProxyUID, s.cfg.AllLocal != nil || len(all) > 1)
 	if ap, err := netip.ParseAddrPort(s.cfg.Ready); err == nil {
 		p.PublicPorts = append(p.PublicPorts, ap.Port())
 	}
@@ -106,12 +111,14 @@ func (s *Sidecar) plan() (p intercept.Plan) {
 
 // tell takes the capture of those away that cannot be told apart. several: there
 // may be others on this host, so that who is not attributed is nobody.
-func tell(entries []intercept.PlanProxy, several bool) {
+func tell(entries []intercept.PlanProxy, own *uint32, several bool) {
 	same := map[string][]int{}
 	for i := range entries {
 		e := &entries[i]
 		switch {
 		case e.Error != "" || e.OutboundPort == 0:
+		case e.UID != nil && own != nil && *e.UID == *own:
+			e.Error = fmt.Sprintf("the service's processes and the sidecar are both uid %d, and what the sidecar dials is never captured: run one of them as a user of its own", *own)
 		case e.UID != nil:
 			k := "uid " + strconv.FormatUint(uint64(*e.UID), 10)
 			same[k] = append(same[k], i)

@@ -63,12 +63,20 @@ func (s *Sidecar) await(ctx context.Context, missing func(*workload) []string) e
 func (s *Sidecar) Missing() []string { return s.lacks((*workload).missing) }
 
 func (s *Sidecar) lacks(missing func(*workload) []string) (out []string) {
-	if why := s.unlisted(); why != "" {
-		out = append(out, why)
-	}
+	out = s.processLacks()
 	for _, w := range s.all() {
 		for _, m := range missing(w) {
 			out = append(out, w.id()+": "+m)
+		}
+	}
+	return out
+}
+
+// processLacks is what no workload lacks, but the process.
+func (s *Sidecar) processLacks() (out []string) {
+	for _, why := range []string{s.unlisted(), s.redirector.missing()} {
+		if why != "" {
+			out = append(out, why)
 		}
 	}
 	return out
@@ -147,12 +155,14 @@ func (s *Sidecar) depart(ctx context.Context) {
 	defer cancel(nil)
 	defer context.AfterFunc(s.hasten, func() { cancel(errHastened) })()
 	limit, end := s.endInbound(soft)
-	defer func() { end() }()
+	defer end()
 	if s.deps.BeforeOutbound != nil {
 		s.deps.BeforeOutbound(ctx)
-		end()
-		limit, end = context.WithTimeout(soft, s.cfg.Drain)
+		var more context.CancelFunc
+		limit, more = context.WithTimeout(soft, s.cfg.Drain)
+		defer more()
 	}
+	s.redirector.end()
 	s.drain(limit)
 }
 

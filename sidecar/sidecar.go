@@ -47,6 +47,9 @@ type Sidecar struct {
 	tell     func()      // tells the catalogue that the process leaves; set by Run before it drains
 	alone    atomic.Bool // the application has ended
 	listed   atomic.Bool // AllLocal: it is known what is registered
+
+	redirector *redirector // nil: somebody else makes the rules
+	uncaptured sync.Map    // proxy's id to why
 }
 
 // New checks the configuration and prepares the workloads. Nothing runs, and no
@@ -77,6 +80,9 @@ func New(c Config, d Deps) (*Sidecar, error) {
 	var err error
 	if s.captures, err = newCaptures(s, file); err != nil {
 		return nil, err
+	}
+	if d.Redirect != nil {
+		s.redirector = newRedirector(s, d.Redirect)
 	}
 	for _, w := range c.Workloads {
 		one, err := newWorkload(s, w)
@@ -119,6 +125,9 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	}
 	s.opened.Wait()
 	g.start("drains", s.drainWhenAsked)
+	if s.redirector != nil {
+		g.start("redirection", s.redirector.run)
+	}
 	if s.cfg.AllLocal != nil {
 		g.start("local services", s.follow(g, leave, func() { s.listed.Store(true) }))
 	}

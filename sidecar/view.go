@@ -32,13 +32,13 @@ func (s *Sidecar) view() []admin.Workload {
 	return out
 }
 
-// unknown stands for workloads of which it is not known yet which there are.
+// unknown stands for what the process lacks beside its workloads.
 func (s *Sidecar) unknown() []admin.Workload {
-	why := s.unlisted()
-	if why == "" {
+	lacks := s.processLacks()
+	if len(lacks) == 0 {
 		return nil
 	}
-	return []admin.Workload{{ID: "local services", Missing: []string{why}, Identity: &mtls.Snapshot{Err: errors.New(why)}}}
+	return []admin.Workload{{ID: "host", Missing: lacks, Identity: &mtls.Snapshot{Err: errors.New(lacks[0])}}}
 }
 
 func (w *workload) id() string {
