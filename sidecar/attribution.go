@@ -171,11 +171,12 @@ func (w *workload) redirect(p *intercept.Plan) {
 			}
 		case l.UseOriginalDst && l.Direction == resource.Inbound:
 			p.InboundPort, inbound = l.Address.Port, true
-		case l.DNS != nil:
-			p.DNSPort = l.Address.Port
 		case l.Direction == resource.Inbound && l.Address.Port != 0:
 			p.PublicPorts = append(p.PublicPorts, l.Address.Port)
 		}
+	}
+	for _, l := range snap.DNS {
+		p.DNSPort = l.Address.Port
 	}
 	if x.OutboundPort == 0 && !inbound {
 		return

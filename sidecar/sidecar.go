@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/dns"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
@@ -31,6 +32,7 @@ type Sidecar struct {
 	record   telemetry.Recorder
 	overload *overload.Manager
 	wheel    *wheel.Wheel // the process's time-outs
+	dns      *dns.Set     // shared by the workloads
 	traffic  netio.Net    // for listeners and upstreams: counted, and held back under pressure
 	running  running
 	captures *captures // capture ports, which workloads share
@@ -69,7 +71,8 @@ func New(c Config, d Deps) (*Sidecar, error) {
 	s.wheel = wheel.New()
 	s.overload = overload.New(c.Limits, overload.Deps{Log: d.Log, Limit: d.MemoryLimit, Wheel: s.wheel})
 	s.traffic = s.overload.Net(d.Net)
-	s.metrics.Registry().MustRegister(s.overload.Collector())
+	s.dns = dns.NewSet(dns.Config{ResolvConf: c.ResolvConf}, dns.Deps{Net: s.traffic, Log: d.Log, Rand: d.Rand, Error: s.metrics.MeshError})
+	s.metrics.Registry().MustRegister(s.overload.Collector(), s.dns.Collector())
 	file := ""
 	if c.DataDir != "" && !c.Static {
 		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
@@ -118,6 +121,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	g.start("metrics", s.metrics.Run)
 	g.start("access logs", s.logs.Run)
 	g.start("overload", s.overload.Run)
+	g.start("dns", s.dns.Run)
 	for _, w := range s.all() {
 		s.opened.Add(1)
 		s.leaving.Add(1)

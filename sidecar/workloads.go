@@ -54,6 +54,14 @@ func (s *Sidecar) remove(w *workload) {
 	r.list = slices.DeleteFunc(slices.Clone(r.list), func(o *workload) bool { return o == w })
 }
 
+// drop takes out a workload that is over, with what it had of the process.
+func (s *Sidecar) drop(w *workload) {
+	s.captures.forget(w.cfg.name())
+	_ = s.dns.Update(w.cfg.name(), nil)
+	s.uncaptured.Delete(w.id())
+	s.remove(w)
+}
+
 // noMore ends the taking in, before everybody is told to leave.
 func (s *Sidecar) noMore() {
 	s.running.mu.Lock()
@@ -105,8 +113,7 @@ func (s *Sidecar) retire(ctx context.Context, w *workload) {
 	}
 	w.kill()
 	<-w.done
-	s.captures.forget(w.cfg.name())
-	s.remove(w)
+	s.drop(w)
 }
 
 // How long a service may be gone from the catalogue, or a workload be broken,
@@ -307,8 +314,7 @@ func (f *follower) broke(k *followed, now time.Time) {
 	if now.Before(k.again) {
 		return
 	}
-	f.s.captures.forget(k.w.cfg.name())
-	f.s.remove(k.w)
+	f.s.drop(k.w)
 	k.w = nil
 }
 
