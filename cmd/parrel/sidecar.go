@@ -61,7 +61,7 @@ registered later get their workload then; those that go take it with them.
 --redirect makes the rules that hand their traffic to the sidecar
 (docs/transparent.md); without it ` + "`parrel redirect apply --from-sidecar`" + ` does.
 
-    parrel sidecar --all-local --transparent --redirect --token-dir /etc/parrel/tokens --grpc-addr cp:15012 --data-dir /var/lib/parrel
+    parrel sidecar --all-local --transparent --redirect --token-dir /etc/parrel/tokens --grpc-addr cp:15012 --data-dir /var/lib/parrel/host
 
 With -c FILE (or --config-yaml TEXT) it is a proxy by itself: an Envoy v3
 bootstrap in YAML or JSON says everything, and there is no control plane, no
