@@ -159,7 +159,10 @@ func (w *world) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return cat.publish(ctx)
+	if err := cat.publish(ctx); err != nil || w.l.center == nil {
+		return err
+	}
+	return w.redirectAll(ctx)
 }
 
 func (w *world) startControlPlane() error {
@@ -177,9 +180,6 @@ func (w *world) startSidecar(h *host) error {
 		"--token-file", w.l.tokenFile(h.name), "--admin-bind", fmt.Sprintf("127.0.0.1:%d", h.admin), "--drain-time", "2s"}
 	for _, i := range h.instances {
 		args = append(args, "--sidecar-for", i.id+"="+i.role)
-	}
-	if h.space != nil {
-		args = append(args, w.captureFlags(h)...)
 	}
 	p, err := w.launch(h, 0, "sidecar-"+h.name, w.cfg.Binary, args...)
 	w.sidecars[h.name] = p

@@ -1,10 +1,14 @@
 package demo
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // virtualNames are how captured programs call each other: by any of the names
@@ -103,7 +107,44 @@ func (w *world) command(h *host, uid int, binary string, args ...string) (string
 
 func (l *layout) resolvConf() string { return filepath.Join(l.dir, "resolv.conf") }
 
-// captureFlags are what the sidecar of a host needs to capture its programs.
-func (w *world) captureFlags(h *host) []string {
+// redirect has the kernel of a host hand the connections of its programs to the
+// sidecar there, as `parrel redirect apply` does for any user; it returns when
+// that is in force.
+func (w *world) redirect(ctx context.Context, h *host) error {
+	args := []string{"redirect", "apply", "--proxy-uid", "0", "--consul-dns-port", "15053",
+		"--ready-url", h.adminURL() + "/ready", "--ready-timeout", startTimeout.String()}
+	if !w.cfg.Consul {
+		// The control plane runs the checks of a folder of definitions, and calls
+		// programs at their own ports. Consul's agents call from the same host.
+		args = append(args, "--exclude-inbound-cidr", w.l.ip+"/32")
+	}
+	for _, in := range h.instances {
+		args = append(args, "--workload", fmt.Sprintf("%s,user=%d,port=%d", in.id, in.uid, in.capturePort()), "--service-port", fmt.Sprint(in.port))
+	}
+	p, err := w.launch(h, 0, "redirect-"+h.name, w.cfg.Binary, args...)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.err != nil {
+		text, _ := os.ReadFile(w.l.logFile("redirect-" + h.name))
+		return fmt.Errorf("demo: redirection on host %s: %w: %s", h.name, p.err, bytes.TrimSpace(text))
+	}
 	return nil
 }
+
+// redirectAll is redirect of every host at once.
+func (w *world) redirectAll(ctx context.Context) error {
+	var g errgroup.Group
+	for _, h := range w.l.hosts {
+		g.Go(func() error { return w.redirect(ctx, h) })
+	}
+	return g.Wait()
+}
+
+// capturePort is where the sidecar takes the instance's connections.
+func (i *instance) capturePort() int { return 16001 + i.uid - firstUID }

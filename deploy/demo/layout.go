@@ -184,7 +184,7 @@ func definition(in *instance) string {
 	fmt.Fprintf(&b, "  connect {\n    sidecar_service {\n      port = %d\n      check {\n        name          = \"%s is alive\"\n        alias_service = %q\n        status        = \"passing\"\n      }\n", in.proxyPort, in.id, in.id)
 	switch {
 	case in.uid != 0:
-		b.WriteString("      proxy {\n        mode = \"transparent\"\n      }\n")
+		fmt.Fprintf(&b, "      proxy {\n        mode = \"transparent\"\n        transparent_proxy {\n          outbound_listener_port = %d\n        }\n      }\n", in.capturePort())
 	case len(in.upstreams) > 0:
 		b.WriteString("      proxy {\n        upstreams = [\n")
 		for _, u := range calls[in.role] {
