@@ -7,6 +7,7 @@ import (
 
 	"github.com/parrel-mesh/parrel/sidecar/admin"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
+	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/xds/client"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -43,6 +44,9 @@ func (w *workload) view() admin.Workload {
 		Listeners: w.listeners.Status()}
 	if s := w.current.Load(); s != nil {
 		v.Version, v.Pending, v.Absent = s.Version, s.Set.Pending, s.Set.Absent
+		for _, st := range w.dns.Status(w.cfg.name()) {
+			v.Listeners = append(v.Listeners, listener.Status{Name: st.Listener, Address: st.Address, Direction: resource.Outbound, Version: s.Version, Err: st.Err, UDP: true})
+		}
 	}
 	p := w.parts.Load()
 	if p == nil {

@@ -188,7 +188,7 @@ func (w *workload) publish(g *group) func(*warm.Set) {
 		}
 		w.swapClusters(old, next)
 		w.current.Store(next)
-		closed := w.listeners.Update(next.Version, next.Listeners)
+		closed := append(w.listeners.Update(next.Version, next.Listeners), w.dns.Update(w.cfg.name(), next.DNS)...)
 		if w.refuseStatic(g, old == nil, closed) {
 			return
 		}
@@ -369,7 +369,7 @@ func (w *workload) missing() (out []string) {
 		}
 		out = append(out, why)
 	}
-	if err := w.listeners.Listening(); err != nil {
+	if err := errors.Join(w.listeners.Listening(), w.dns.Listening(w.cfg.name())); err != nil {
 		out = append(out, err.Error())
 	}
 	return out

@@ -90,7 +90,7 @@ func (p *processes) startIn(flags uintptr, name, binary string, args ...string) 
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = p.env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: flags}
+	cmd.SysProcAttr = child(flags)
 	started := make(chan error)
 	p.spawn <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {

@@ -421,6 +421,7 @@ type Status struct {
 	Version   string
 	Draining  bool
 	Err       string // why it is not open
+	UDP       bool   // it answers DNS; Counts are none
 	Counts    Counts
 }
 

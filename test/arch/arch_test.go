@@ -93,6 +93,7 @@ var transitive = []rule{
 	{[]string{"controlplane/vip"}, []string{"controlplane/mesh", "controlplane/generate", "xds"}, nil, "addresses depend on the names of services alone"},
 	{[]string{"xds/resource"}, []string{"xds/wire", "xds/decide", "xds/client", "xds/server", "xds/envoyapi"}, nil, "resources are the lowest layer of xDS"},
 	{[]string{"xds/decide"}, []string{"xds/wire", "xds/client", "xds/server", "xds/envoyapi"}, nil, "decisions are about resources, not protos"},
+	{[]string{"sidecar/dns"}, []string{"sidecar/listener", "sidecar/l4", "sidecar/l7", "sidecar/cluster", "xds/wire", "xds/client", "xds/decide"}, nil, "DNS answers by a table and forwards: it knows neither connections' engines nor where names come from"},
 	{[]string{"sidecar/lb"}, []string{"sidecar/netio", "sidecar/pool", "sidecar/cluster"}, nil, "a picker has no sockets"},
 	{[]string{"sidecar/cluster", "sidecar/pool"}, []string{"sidecar/listener", "sidecar/l7", "sidecar/l4"}, nil, "an upstream does not know who calls it"},
 	{[]string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, []string{"cmd", "deploy", "test", "examples"}, nil, "the product does not depend on its demo, its tests or its command line"},
