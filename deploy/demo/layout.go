@@ -60,10 +60,11 @@ type layout struct {
 	hosts       []*host
 	ports       *portPicker
 
-	// Where hosts are namespaces: those, and that of the control plane, of Consul's
-	// server and of clients outside of the mesh. Nil on loopback.
-	center *space
-	ip     string // the control plane's
+	ip string // the control plane's
+
+	// Where hosts are namespaces: that of the control plane and of Consul's server,
+	// and that of a client outside of the mesh. Nil on loopback.
+	center, visitor *space
 }
 
 // protocols of the shop's services, in the words of service-defaults.
@@ -245,6 +246,7 @@ func (l *layout) write() error {
 		for name, text := range openWeb() {
 			files[name] = text
 		}
+		delete(files, "service-defaults-ledger.hcl") // to be found out
 	}
 	for _, h := range l.hosts {
 		for _, i := range h.instances {

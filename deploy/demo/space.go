@@ -26,7 +26,7 @@ type space struct {
 var (
 	network     = netip.MustParsePrefix("10.77.0.0/24")
 	bridgeAddr  = netip.MustParseAddr("10.77.0.1") // of the space that holds the bridge
-	firstSpace  = 11
+	firstHost   = 11
 	bridgeName  = "parrel-demo"
 	linkInSpace = "eth0"
 )
@@ -72,10 +72,7 @@ func (s *space) dial(ctx context.Context, uid int, network, address string) (net
 		return nil, err
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return s.dial(ctx, uid, network, address)
-		}}
-		ips, err := r.LookupNetIP(ctx, "ip4", host)
+		ips, err := from{s, uid}.resolver().LookupNetIP(ctx, "ip4", host)
 		if err != nil {
 			return nil, err
 		}
@@ -90,55 +87,48 @@ func (s *space) dial(ctx context.Context, uid int, network, address string) (net
 	return c, err
 }
 
-// dialer is dial of one user.
-func (s *space) dialer(uid int) func(ctx context.Context, network, address string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		return s.dial(ctx, uid, network, address)
-	}
-}
-
-// newSpaces makes a namespace for each name, the first with a bridge to which
-// the others are plugged in.
-func (p *processes) newSpaces(binary string, names ...string) ([]*space, error) {
+// newSpace makes a namespace that is on its own so far.
+func (p *processes) newSpace(binary, name string, addr netip.Addr) (*space, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("demo: --netns makes network namespaces, which only root may: run it with sudo, or leave --netns out")
 	}
-	out := make([]*space, len(names))
-	for i, name := range names {
-		h, err := p.startIn(unix.CLONE_NEWNET, name+"-namespace", binary, "demo", "hold")
-		if err != nil {
-			return nil, fmt.Errorf("%w (are network namespaces allowed here?)", err)
-		}
-		out[i] = &space{name: name, holder: h, addr: bridgeAddr}
-		if i > 0 {
-			a := network.Addr().As4()
-			a[3] = byte(firstSpace + i - 1)
-			out[i].addr = netip.AddrFrom4(a)
-		}
+	h, err := p.startIn(unix.CLONE_NEWNET, name+"-namespace", binary, "demo", "hold")
+	if err != nil {
+		return nil, fmt.Errorf("%w (are network namespaces allowed here?)", err)
 	}
-	sw := out[0]
-	err := sw.in(0, func() error {
+	return &space{name: name, holder: h, addr: addr}, nil
+}
+
+// newCenter makes a namespace with a bridge, to which others are plugged in.
+func (p *processes) newCenter(binary string) (*space, error) {
+	s, err := p.newSpace(binary, "center", bridgeAddr)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.in(0, func() error {
 		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}
 		if err := netlink.LinkAdd(br); err != nil {
 			return fmt.Errorf("demo: a bridge between the namespaces: %w", err)
 		}
-		return up(bridgeName, sw.addr)
+		return up(bridgeName, s.addr)
 	})
+}
+
+// newHost makes the nth namespace that is plugged in to the center.
+func (p *processes) newHost(binary, name string, center *space, n int) (*space, error) {
+	a := network.Addr().As4()
+	a[3] = byte(firstHost + n)
+	s, err := p.newSpace(binary, name, netip.AddrFrom4(a))
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range out[1:] {
-		if err := s.plug(sw); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
+	return s, s.plug(center, n)
 }
 
 // plug joins the namespace to the bridge in sw.
-func (s *space) plug(sw *space) error {
+func (s *space) plug(sw *space, n int) error {
 	err := sw.in(0, func() error {
-		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "to-" + s.name}, PeerName: linkInSpace, PeerNamespace: netlink.NsPid(s.holder.pid())}
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("host%d", n)}, PeerName: linkInSpace, PeerNamespace: netlink.NsPid(s.holder.pid())}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("demo: a link to the namespace of %s: %w", s.name, err)
 		}
