@@ -29,6 +29,9 @@ type place struct {
 	Port       int    `json:"port,omitempty"`
 	Registered bool   `json:"registered,omitempty"` // by this sidecar, which takes it away when it leaves
 
+	// Meta is what the service's says of its processes.
+	Meta map[string]string `json:"meta,omitempty"`
+
 	local LocalService // as last looked up
 }
 
@@ -41,6 +44,18 @@ type registration struct {
 	rand  func() uint64
 	hold  func(ctx context.Context, a resource.Address) (resource.Address, error)
 	known place
+	// late: the port opens only when the application answers.
+	late  bool
+	ready func(ctx context.Context) error // returns when the proxy serves
+}
+
+// service is the service as far as it is known; a start from disk knows little.
+func (p *place) service(id string) *LocalService {
+	if p.local.Name != "" {
+		l := p.local
+		return &l
+	}
+	return &LocalService{ID: id, Name: p.Service, Meta: p.Meta}
 }
 
 // lookupTimeout bounds one question to the catalogue; where a former answer is
@@ -95,6 +110,7 @@ func (r *registration) ask(ctx context.Context, timeout time.Duration) error {
 	}
 	k := r.known
 	k.local, k.Service, k.Namespace, k.Partition = local, local.Name, local.Namespace, local.Partition
+	k.Meta = processes(&local)
 	switch p := local.Proxy; {
 	case p != nil:
 		mine := k.Registered && k.Proxy == p.ID // of a run before
@@ -117,6 +133,9 @@ func (r *registration) prepare(ctx context.Context) error {
 	}
 	at := resource.Address{Host: bindHost(r.known.Address)}
 	if p := r.known.local.Proxy; p != nil || r.w.Port != 0 || r.known.Port != 0 {
+		if r.late {
+			return nil // until then who dials is to be refused
+		}
 		at.Port = uint16(r.known.Port)
 		_, err := r.hold(ctx, at)
 		if err == nil || p != nil || r.w.Port != 0 {
@@ -157,7 +176,7 @@ func (r *registration) run(ctx context.Context) {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 		err := r.register(ctx)
 		if err == nil || ctx.Err() != nil {
-			return
+			break
 		}
 		r.log.Warn("sidecar: the proxy is not registered; trying again, meanwhile nobody finds it",
 			"proxy", r.known.Proxy, telemetry.KeyDuration, wait.String(), telemetry.KeyError, err.Error())
@@ -165,6 +184,31 @@ func (r *registration) run(ctx context.Context) {
 			return
 		}
 	}
+	if r.late && r.known.Registered {
+		r.maintain(ctx, true)
+	}
+	if r.ready(ctx) != nil {
+		return
+	}
+	for wait := time.Second; !r.maintain(ctx, false) && sleep(ctx, jitter(wait, r.rand)); wait = min(2*wait, time.Minute) {
+	}
+}
+
+// maintain takes the proxy out of what callers choose from, or puts back what it
+// took out, in this life or in one before.
+func (r *registration) maintain(ctx context.Context, on bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	err := r.reg.SetMaintenance(ctx, r.known.Proxy, on)
+	switch {
+	case err == nil:
+	case on:
+		r.log.Warn("sidecar: the proxy cannot be put into maintenance: callers learn only by trying that it does not serve (the ACL token needs service:write)",
+			"proxy", r.known.Proxy, telemetry.KeyError, err.Error())
+	case ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded):
+		r.log.Warn("sidecar: the proxy's maintenance cannot be looked at; trying again: if it is in maintenance, nobody calls it", "proxy", r.known.Proxy, telemetry.KeyError, err.Error())
+	}
+	return err == nil
 }
 
 func (r *registration) register(ctx context.Context) error {
@@ -180,7 +224,7 @@ func (r *registration) register(ctx context.Context) error {
 		err := r.reg.RegisterProxy(ctx, ProxyRegistration{
 			ID: k.Proxy, Name: k.Service + "-sidecar-proxy", Namespace: k.Namespace, Partition: k.Partition,
 			Address: k.Address, Port: k.Port, Service: k.Service, ServiceID: k.local.ID,
-			ServiceAddress: "127.0.0.1", ServicePort: k.local.Port,
+			ServiceAddress: "127.0.0.1", ServicePort: k.local.Port, Transparent: r.w.Transparent,
 		})
 		if err != nil {
 			return fmt.Errorf("register %q: %w", k.Proxy, err)
@@ -199,9 +243,16 @@ func (r *registration) keep() {
 	}
 }
 
-// leave takes away what this sidecar registered, and nothing else.
+// leave takes away what this sidecar registered, and nothing else: what others
+// registered is put into maintenance.
 func (r *registration) leave(ctx context.Context) {
-	if r.reg == nil || !r.known.Registered {
+	if r.reg == nil || r.w.ServiceID == "" {
+		return
+	}
+	if !r.known.Registered {
+		if r.known.local.Proxy != nil {
+			r.maintain(ctx, true)
+		}
 		return
 	}
 	if err := r.reg.DeregisterProxy(ctx, r.known.Proxy); err != nil {

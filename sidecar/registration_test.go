@@ -22,6 +22,8 @@ type agent struct {
 	calls    []string
 	dead     bool
 	host     *netio.Host
+
+	maintained map[string]bool
 }
 
 var errDead = errors.New("connection refused")
@@ -70,6 +72,22 @@ func (a *agent) DeregisterProxy(_ context.Context, id string) error {
 			s.Proxy = nil
 			a.services[k] = s
 		}
+	}
+	return nil
+}
+
+func (a *agent) SetMaintenance(_ context.Context, id string, on bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dead {
+		return errDead
+	}
+	if a.maintained == nil {
+		a.maintained = map[string]bool{}
+	}
+	if a.maintained[id] != on {
+		a.calls = append(a.calls, fmt.Sprintf("maintenance of %s: %t", id, on))
+		a.maintained[id] = on
 	}
 	return nil
 }
@@ -174,9 +192,12 @@ func TestLeavesTheRegistrationsOfOthers(t *testing.T) {
 		} else {
 			_ = c.Close()
 		}
-		stopped(t, p)
 		if got := a.take(); got != "" {
 			t.Errorf("the agent heard %q", got)
+		}
+		stopped(t, p)
+		if got := a.take(); got != "maintenance of my-proxy: true" {
+			t.Errorf("at the end the agent heard %q", got)
 		}
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,24 +25,33 @@ import (
 
 // Sidecar is one process with its workloads.
 type Sidecar struct {
-	cfg       Config
-	deps      Deps
-	metrics   *telemetry.Metrics
-	logs      *telemetry.Logs
-	record    telemetry.Recorder
-	overload  *overload.Manager
-	wheel     *wheel.Wheel // the process's time-outs
-	dns       *dns.Set     // shared by the workloads
-	traffic   netio.Net    // for listeners and upstreams: counted, and held back under pressure
-	workloads []*workload  // by name
-	start     time.Time
+	cfg      Config
+	deps     Deps
+	metrics  *telemetry.Metrics
+	logs     *telemetry.Logs
+	record   telemetry.Recorder
+	overload *overload.Manager
+	wheel    *wheel.Wheel // the process's time-outs
+	dns      *dns.Set     // shared by the workloads
+	traffic  netio.Net    // for listeners and upstreams: counted, and held back under pressure
+	running  running
+	captures *captures // capture ports, which workloads share
+	start    time.Time
 
 	opened   sync.WaitGroup // workloads whose listener sets exist
 	leaving  sync.WaitGroup // workloads that have not told the catalogue that they leave
 	draining atomic.Bool
 	quitOnce sync.Once
 	quit     chan struct{}
-	drains   chan bool // asked for by the admin API: inbound only?
+	drains   chan drainRequest // of the admin API
+	hasten   context.Context   // over: no time for a soft end is left
+	goFaster context.CancelFunc
+	tell     func()      // tells the catalogue that the process leaves; set by Run before it drains
+	alone    atomic.Bool // the application has ended
+	listed   atomic.Bool // AllLocal: it is known what is registered
+
+	redirector *redirector // nil: somebody else makes the rules
+	uncaptured sync.Map    // proxy's id to why
 }
 
 // New checks the configuration and prepares the workloads. Nothing runs, and no
@@ -51,24 +62,39 @@ func New(c Config, d Deps) (*Sidecar, error) {
 		return nil, err
 	}
 	d.withDefaults()
-	s := &Sidecar{cfg: c, deps: d, start: d.Now(), quit: make(chan struct{}), drains: make(chan bool, 1),
+	s := &Sidecar{cfg: c, deps: d, start: d.Now(), quit: make(chan struct{}), drains: make(chan drainRequest, 8),
 		metrics: telemetry.NewMetrics(telemetry.MetricsConfig{Version: c.Version, Now: d.Now}),
 		logs:    telemetry.NewLogs(telemetry.LogsConfig{}),
 	}
+	s.hasten, s.goFaster = context.WithCancel(context.Background())
 	s.record = s.metrics
 	s.wheel = wheel.New()
 	s.overload = overload.New(c.Limits, overload.Deps{Log: d.Log, Limit: d.MemoryLimit, Wheel: s.wheel})
 	s.traffic = s.overload.Net(d.Net)
 	s.dns = dns.NewSet(dns.Config{ResolvConf: c.ResolvConf}, dns.Deps{Net: s.traffic, Log: d.Log, Rand: d.Rand, Error: s.metrics.MeshError})
 	s.metrics.Registry().MustRegister(s.overload.Collector(), s.dns.Collector())
+	file := ""
+	if c.DataDir != "" && !c.Static {
+		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+			return nil, fmt.Errorf("sidecar: data directory: %w", err)
+		}
+		file = filepath.Join(c.DataDir, "capture-ports.json")
+	}
+	var err error
+	if s.captures, err = newCaptures(s, file); err != nil {
+		return nil, err
+	}
+	if d.Redirect != nil {
+		s.redirector = newRedirector(s, d.Redirect)
+	}
 	for _, w := range c.Workloads {
 		one, err := newWorkload(s, w)
 		if err != nil {
 			return nil, err
 		}
-		s.workloads = append(s.workloads, one)
+		s.running.list = append(s.running.list, one)
 	}
-	slices.SortFunc(s.workloads, func(a, b *workload) int { return strings.Compare(a.cfg.name(), b.cfg.name()) })
+	slices.SortFunc(s.running.list, func(a, b *workload) int { return strings.Compare(a.cfg.name(), b.cfg.name()) })
 	return s, nil
 }
 
@@ -77,14 +103,15 @@ func (s *Sidecar) Metrics() *telemetry.Metrics { return s.metrics }
 
 // Run serves until ctx ends (or somebody posts /quitquitquit), then leaves in
 // this order: readiness fails; the catalogue is told; inbound connections end
-// after the work in hand, within Config.Drain; outbound ones too; everything
-// else ends. It returns nil after such an end, an error where the process
-// cannot go on.
+// after the work in hand, within Config.Drain; Deps.BeforeOutbound; outbound
+// ones end too; everything else ends. It returns nil after such an end, an error
+// where the process cannot go on.
 func (s *Sidecar) Run(ctx context.Context) error {
 	hard, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
 	leave, goNow := context.WithCancel(hard)
 	defer goNow()
+	s.tell = sync.OnceFunc(func() { s.noMore(); goNow(); s.leaving.Wait() })
 
 	g := newGroup(hard)
 	if err := s.serveHTTP(g); err != nil {
@@ -95,26 +122,26 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	g.start("access logs", s.logs.Run)
 	g.start("overload", s.overload.Run)
 	g.start("dns", s.dns.Run)
-	s.opened.Add(len(s.workloads))
-	s.leaving.Add(len(s.workloads))
-	for _, w := range s.workloads {
-		g.start("workload "+w.cfg.name(), func(ctx context.Context) error {
-			err := w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
-			if err == nil || len(s.workloads) == 1 {
-				return err
-			}
-			// The others go on: /ready and the log say what is wrong with this one.
-			w.failed.Store(&err)
-			w.log.Error("sidecar: a workload cannot go on; the others of this process do", telemetry.KeyError, err.Error())
-			return nil
-		})
+	for _, w := range s.all() {
+		s.opened.Add(1)
+		s.leaving.Add(1)
+		s.launch(g, leave, w)
 	}
 	s.opened.Wait()
 	g.start("drains", s.drainWhenAsked)
+	if s.redirector != nil {
+		g.start("redirection", s.redirector.run)
+	}
+	if s.cfg.AllLocal != nil {
+		g.start("local services", s.follow(g, leave, func() { s.listed.Store(true) }))
+	}
 	s.untilEnd(ctx, g)
-	s.depart(g.ctx, goNow)
+	s.depart(g.ctx)
+	s.noMore()
 	g.cancel()
-	return g.wait()
+	err := g.wait()
+	s.captures.wg.Wait()
+	return err
 }
 
 func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
@@ -125,27 +152,9 @@ func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
 	}
 }
 
-// depart is the soft end; it is skipped where the process cannot go on.
-func (s *Sidecar) depart(ctx context.Context, goNow func()) {
-	s.draining.Store(true)
-	if ctx.Err() != nil {
-		return
-	}
-	s.deps.Log.Info("sidecar: leaving", "drain", s.cfg.Drain.String())
-	goNow()
-	s.leaving.Wait()
-	if s.cfg.Leave > 0 && s.open() > 0 && !sleep(ctx, s.cfg.Leave) {
-		return
-	}
-	limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
-	defer cancel()
-	s.drain(limit, resource.Inbound)
-	s.drain(limit)
-}
-
 // open is the number of connections in all workloads.
 func (s *Sidecar) open() (n int) {
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		n += w.live.Len()
 	}
 	return n
@@ -154,7 +163,7 @@ func (s *Sidecar) open() (n int) {
 func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		wg.Go(func() {
 			if err := w.listeners.Drain(ctx, directions...); err != nil {
 				w.log.Warn("sidecar: not everything ended in time", telemetry.KeyCode, telemetry.DrainTimeout.String(), telemetry.KeyError, err.Error())
@@ -163,37 +172,14 @@ func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
 	}
 }
 
-func (s *Sidecar) drainWhenAsked(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case inbound := <-s.drains:
-			s.draining.Store(true)
-			var directions []resource.Direction
-			if inbound {
-				directions = append(directions, resource.Inbound)
-			}
-			limit, cancel := context.WithTimeout(ctx, s.cfg.Drain)
-			s.drain(limit, directions...)
-			cancel()
-		}
-	}
-}
-
 // serveHTTP opens the admin and readiness ports.
 func (s *Sidecar) serveHTTP(g *group) error {
 	if s.cfg.Admin != "" {
 		h := admin.Handler(admin.Deps{
-			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
+			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Redirect: s.plan, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
 			Level: s.deps.Level, Now: s.deps.Now, Reopen: s.logs.Reopen, Draining: s.draining.Load,
-			Quit: func() { s.quitOnce.Do(func() { close(s.quit) }) },
-			Drain: func(inbound bool) {
-				select {
-				case s.drains <- inbound:
-				default: // one is waiting already
-				}
-			},
+			Quit:  func() { s.quitOnce.Do(func() { close(s.quit) }) },
+			Drain: s.askToDrain,
 		})
 		network, address := "tcp", s.cfg.Admin
 		if path, ok := strings.CutPrefix(address, "unix:"); ok {

@@ -38,6 +38,14 @@ type workload struct {
 	identified   atomic.Bool // there was a usable identity once
 	parts        atomic.Pointer[parts]
 	failed       atomic.Pointer[error] // why it ended before the process
+	// local is the service as the catalogue of this host has it; nil: not known.
+	local atomic.Pointer[LocalService]
+
+	// Set by launch.
+	dynamic     bool               // it came with AllLocal
+	leave       context.Context    // over: it is to leave
+	goNow, kill context.CancelFunc // end leave, and everything
+	left, done  chan struct{}      // closed when the catalogue was told, and when all has ended
 
 	turn    chan struct{}      // whoever holds it changes the clusters
 	leaving map[string]leaving // with the turn
@@ -69,9 +77,13 @@ func newWorkload(s *Sidecar, cfg Workload) (*workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: access log: %w", err)
 	}
-	w.listeners = listener.NewSet(listener.Deps{Net: w.traffic, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
+	w.listeners = listener.NewSet(listener.Deps{Net: workloadNet{w.traffic, w}, OwnPort: w.captures.ownPort, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
 		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
-	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold}
+	if s.cfg.HoldInbound {
+		w.listeners.Bar(resource.Inbound)
+	}
+	w.registration = &registration{w: cfg, reg: s.deps.Registrar, log: w.log, rand: s.deps.Rand, hold: w.listeners.Hold,
+		late: s.cfg.HoldInbound, ready: w.serves}
 	if s.cfg.DataDir != "" {
 		dir, err := workloadDir(s.cfg.DataDir, cfg.name())
 		if err != nil {
@@ -124,6 +136,9 @@ func (w *workload) build(ctx, leave context.Context, left func(), g *group) erro
 	at, err := w.registration.find(find)
 	if err != nil {
 		return nil // only because it is to end
+	}
+	if w.local.Load() == nil {
+		w.local.Store(at.service(w.cfg.ServiceID))
 	}
 	if err := w.registration.prepare(find); err != nil {
 		w.log.Error("sidecar: cannot open the port that peers dial; is another process using it?", telemetry.KeyError, err.Error())
@@ -188,7 +203,7 @@ func (w *workload) publish(g *group) func(*warm.Set) {
 		}
 		w.swapClusters(old, next)
 		w.current.Store(next)
-		closed := append(w.listeners.Update(next.Version, next.Listeners), w.dns.Update(w.cfg.name(), next.DNS)...)
+		closed := append(w.listeners.Update(next.Version, w.captures.place(w, next.Listeners)), w.dns.Update(w.cfg.name(), next.DNS)...)
 		if w.refuseStatic(g, old == nil, closed) {
 			return
 		}
@@ -343,34 +358,4 @@ func (w *workload) watchLife(p *parts) func(context.Context) error {
 			}
 		}
 	}
-}
-
-// missing says, in sentences, what the workload waits for before it is ready.
-func (w *workload) missing() (out []string) {
-	if err := w.failed.Load(); err != nil {
-		return []string{"it ended: " + (*err).Error()}
-	}
-	p := w.parts.Load()
-	if p == nil {
-		return []string{"the service that it stands for is not known yet: the catalogue has not answered"}
-	}
-	if _, err := mtls.Usable(p.identity.Current(), w.deps.Now()); err != nil && !w.Sidecar.cfg.Static {
-		out = append(out, "no identity: "+err.Error())
-	}
-	s := w.current.Load()
-	if !w.complete.Load() {
-		why := "no complete configuration yet"
-		if s != nil {
-			for _, q := range s.Set.Pending {
-				why += fmt.Sprintf("; %s waits for %s", q.Key, q.For[0])
-			}
-		} else if st := p.source.Status(); !st.Connected && st.LastError != "" {
-			why += ": no stream to the control plane: " + st.LastError
-		}
-		out = append(out, why)
-	}
-	if err := errors.Join(w.listeners.Listening(), w.dns.Listening(w.cfg.name())); err != nil {
-		out = append(out, err.Error())
-	}
-	return out
 }

@@ -28,8 +28,11 @@ type sidecarFlags struct {
 	httpAddr         string
 	consulTokenFile  string
 	consulCA         string
+	definition       string
+	protocol         string
 	bootstrap        bootstrapFlags
 	limits           limitFlags
+	local            localFlags
 	cfg              sidecar.Config
 	log              logFlags
 }
@@ -52,6 +55,15 @@ service up and registers its connect-proxy itself where nobody did; without one
 the proxy has to be registered already. A restart needs nothing but --data-dir.
 
     parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web
+
+With --all-local one process carries whatever this host's Consul agent has:
+each service with a connect-proxy, or with parrel-uid, parrel-user or
+parrel-cgroup in its Meta, which say whose its processes are. Services that are
+registered later get their workload then; those that go take it with them.
+--redirect makes the rules that hand their traffic to the sidecar
+(docs/transparent.md); without it ` + "`parrel redirect apply --from-sidecar`" + ` does.
+
+    parrel sidecar --all-local --transparent --redirect --token-dir /etc/parrel/tokens --grpc-addr cp:15012 --data-dir /var/lib/parrel/host
 
 With -c FILE (or --config-yaml TEXT) it is a proxy by itself: an Envoy v3
 bootstrap in YAML or JSON says everything, and there is no control plane, no
@@ -78,9 +90,13 @@ identity and no data directory. docs/static.md says what is read.
 	fs.StringVar(&f.bindAddress, "bind-address", "", "address of a proxy that the sidecar registers itself (default: the service's)")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "Consul agent on this host (default: CONSUL_HTTP_ADDR; none: Consul is not touched)")
 	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
+	fs.StringVar(&f.cfg.ResolvConf, "resolv-conf", "/etc/resolv.conf", "file that names the resolvers to which DNS queries are forwarded, and the search domains")
 	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	fs.StringVar(&f.definition, "service-definition", "", "the service itself, as for `consul services register` and in JSON: the sidecar registers it and its proxy, and takes them away at the end")
+	fs.StringVar(&f.protocol, "service-protocol", "", "with --service-definition: its protocol, written into a service-defaults entry where there is none")
 	f.bootstrap.bind(fs)
 	f.limits.bind(fs)
+	f.local.bind(cmd)
 	f.log.bind(cmd)
 	return cmd
 }
@@ -92,6 +108,14 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	}
 	if f.bootstrap.given() {
 		return f.runBootstrap(ctx, cmd, logger, level)
+	}
+	registrar, err := f.registrar(logger)
+	if err != nil {
+		return err
+	}
+	own, err := f.newSelf(registrar, logger)
+	if err != nil {
+		return err
 	}
 	if f.cfg.Workloads, err = f.workloads(); err != nil {
 		return err
@@ -110,18 +134,22 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	deps := sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level, MemoryLimit: collectBelow}
-	registrar, err := f.registrar(logger)
-	if err != nil {
-		return err
-	}
 	if registrar != nil {
 		defer registrar.Close()
-		deps.Registrar = localCatalogue{registrar}
+		deps.Registrar = localCatalogue{registrar, logger}
+	}
+	if err := f.local.apply(cmd, &f.cfg, &deps, f.base()); err != nil {
+		return err
 	}
 	settle(ctx)
 	s, err := sidecar.New(f.cfg, deps)
 	if err != nil {
 		return err
+	}
+	if own != nil {
+		rctx, stop := context.WithCancel(ctx)
+		go own.run(rctx)
+		defer func() { stop(); own.leave() }()
 	}
 	return s.Run(ctx)
 }
@@ -129,6 +157,9 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 // workloads reads --sidecar-for and --proxy-id.
 func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	if len(f.services) == 0 && f.proxyID == "" {
+		if f.local.all {
+			return nil, nil
+		}
 		return nil, errors.New("sidecar: for which service instance? Give --sidecar-for ID, the id under which it is registered (or -c FILE, a static configuration)")
 	}
 	if f.token != "" && f.tokenFile != "" {
@@ -140,7 +171,7 @@ func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	if f.service != "" && len(f.services) > 1 {
 		return nil, errors.New("sidecar: --service names one service and --sidecar-for several instances: write --sidecar-for ID=SERVICE for each")
 	}
-	base := sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
+	base := f.base()
 	if len(f.services) == 0 {
 		if f.service == "" {
 			return nil, errors.New("sidecar: --proxy-id alone does not say which service it stands for: add --service NAME or --sidecar-for ID")
@@ -163,6 +194,11 @@ func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	return out, nil
 }
 
+// base is what every workload has.
+func (f *sidecarFlags) base() sidecar.Workload {
+	return sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
+}
+
 func (f *sidecarFlags) registrar(log *slog.Logger) (*consul.Registrar, error) {
 	if f.httpAddr == "" && os.Getenv("CONSUL_HTTP_ADDR") == "" {
 		log.Info("no Consul agent given: the proxy has to be registered already", "remedy", "--http-addr or CONSUL_HTTP_ADDR")
@@ -173,7 +209,10 @@ func (f *sidecarFlags) registrar(log *slog.Logger) (*consul.Registrar, error) {
 
 // localCatalogue gives the sidecar the part of Consul that it touches, in the
 // sidecar's own words: the planes and the catalogue do not know each other.
-type localCatalogue struct{ r *consul.Registrar }
+type localCatalogue struct {
+	r   *consul.Registrar
+	log *slog.Logger // nil: none
+}
 
 func (l localCatalogue) Lookup(ctx context.Context, id string) (sidecar.LocalService, error) {
 	s, err := l.r.Lookup(ctx, id)
@@ -183,11 +222,7 @@ func (l localCatalogue) Lookup(ctx context.Context, id string) (sidecar.LocalSer
 	if err != nil {
 		return sidecar.LocalService{}, err
 	}
-	out := sidecar.LocalService{ID: s.ID, Name: s.Name, Namespace: s.Namespace, Partition: s.Partition, Address: s.Address, Port: s.Port}
-	if p := s.Proxy; p != nil {
-		out.Proxy = &sidecar.LocalProxy{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port}
-	}
-	return out, nil
+	return localService(&s), nil
 }
 
 func (l localCatalogue) RegisterProxy(ctx context.Context, p sidecar.ProxyRegistration) error {
@@ -196,4 +231,8 @@ func (l localCatalogue) RegisterProxy(ctx context.Context, p sidecar.ProxyRegist
 
 func (l localCatalogue) DeregisterProxy(ctx context.Context, id string) error {
 	return l.r.DeregisterProxy(ctx, id)
+}
+
+func (l localCatalogue) SetMaintenance(ctx context.Context, id string, on bool) error {
+	return l.r.SetMaintenance(ctx, id, on)
 }

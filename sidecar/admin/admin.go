@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parrel-mesh/parrel/mtls"
+	"github.com/parrel-mesh/parrel/sidecar/intercept"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
@@ -62,15 +63,17 @@ type Refused struct {
 type Deps struct {
 	Version   string
 	Start     time.Time
-	Workloads func() []Workload // by ID
-	Metrics   http.Handler      // Prometheus exposition
+	Workloads func() []Workload     // by ID
+	Redirect  func() intercept.Plan // nil: nothing is captured
+	Metrics   http.Handler          // Prometheus exposition
 	Gatherer  prometheus.Gatherer
 	Level     *slog.LevelVar // of the process's log; nil: /logging is not there
 	Draining  func() bool
-	Drain     func(inboundOnly bool) // must not block
-	Quit      func()                 // must not block
-	Reopen    func() error           // log files, after a rotation; nil: none
-	Now       func() time.Time
+	// Drain must not block; what it returns is closed when the traffic has ended.
+	Drain  func(inboundOnly bool) <-chan struct{}
+	Quit   func()       // must not block
+	Reopen func() error // log files, after a rotation; nil: none
+	Now    func() time.Time
 }
 
 // CheckAddress says whether the admin API may listen there.
@@ -112,13 +115,14 @@ func Handler(d Deps) http.Handler {
 		{path: "/certs", help: "certificates on the machine, without keys", serve: a.certs},
 		{path: "/clusters", help: "upstream cluster status (?format=json)", serve: a.clusters},
 		{path: "/config_dump", help: "dump of the configuration in force", serve: a.configDump},
-		{path: "/drain_listeners", help: "drain listeners (?inboundonly)", post: true, serve: a.drain},
+		{path: "/drain_listeners", help: "drain listeners (?inboundonly, ?wait=TIME: answer when that is done)", post: true, serve: a.drain},
 		{path: "/help", help: "this page", serve: a.helpPage},
 		{path: "/init_dump", help: "what waits for something else", serve: a.initDump},
 		{path: "/listeners", help: "listener addresses (?format=json)", serve: a.listeners},
 		{path: "/logging", help: "show or change the log level (?level=debug|info|warning|error)", post: true, serve: a.logging},
 		{path: "/quitquitquit", help: "end the process, softly", post: true, serve: a.quit},
 		{path: "/ready", help: "200 once every workload serves, else 503 and what is missing", serve: a.ready},
+		{path: "/redirect", help: "what redirection needs to know of each workload, JSON", serve: a.redirect},
 		{path: "/reopen_logs", help: "open log files anew", post: true, serve: a.reopen},
 		{path: "/server_info", help: "version, state and streams", serve: a.serverInfo},
 		{path: "/stats", help: "counters and gauges (?filter=REGEX, ?format=prometheus)", serve: a.stats},
@@ -312,7 +316,29 @@ func (a *api) logging(w http.ResponseWriter, r *http.Request, _ []Workload) {
 }
 
 func (a *api) drain(w http.ResponseWriter, r *http.Request, _ []Workload) {
-	a.Drain(r.URL.Query().Has("inboundonly"))
+	q := r.URL.Query()
+	var wait <-chan time.Time
+	if q.Has("wait") {
+		d, err := time.ParseDuration(q.Get("wait"))
+		if err != nil || d <= 0 {
+			http.Error(w, fmt.Sprintf("admin: wait=%s is no time above zero: write 30s", q.Get("wait")), http.StatusBadRequest)
+			return
+		}
+		t := time.NewTimer(d)
+		defer t.Stop()
+		wait = t.C
+	}
+	over := a.Drain(q.Has("inboundonly"))
+	if wait != nil {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+			return
+		case <-wait:
+			http.Error(w, "admin: the traffic has not ended yet", http.StatusGatewayTimeout)
+			return
+		}
+	}
 	text(w, http.StatusOK, "OK\n")
 }
 
@@ -329,6 +355,22 @@ func (a *api) reopen(w http.ResponseWriter, _ *http.Request, _ []Workload) {
 		}
 	}
 	text(w, http.StatusOK, "OK\n")
+}
+
+func (a *api) redirect(w http.ResponseWriter, r *http.Request, ws []Workload) {
+	var p intercept.Plan
+	if a.Redirect != nil {
+		p = a.Redirect()
+	}
+	if r.URL.Query().Has("workload") {
+		p.Proxies = slices.DeleteFunc(p.Proxies, func(x intercept.PlanProxy) bool {
+			return !slices.ContainsFunc(ws, func(w Workload) bool { return w.ID == x.ProxyID })
+		})
+	}
+	if p.Proxies == nil {
+		p.Proxies = []intercept.PlanProxy{}
+	}
+	writeJSON(w, p)
 }
 
 func (a *api) prometheus(w http.ResponseWriter, r *http.Request, _ []Workload) {

@@ -39,6 +39,7 @@ type fixture struct {
 	ws      []Workload
 	level   slog.LevelVar
 	drained []bool
+	over    chan struct{}
 	quits   int
 	reopens int
 }
@@ -86,7 +87,7 @@ func newFixture(t testing.TB) *fixture {
 	f.h = Handler(Deps{
 		Version: "1.2.3", Start: start.Add(-90 * time.Second), Workloads: func() []Workload { return f.ws },
 		Metrics: promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), Gatherer: reg, Level: &f.level,
-		Drain: func(in bool) { f.drained = append(f.drained, in) }, Quit: func() { f.quits++ },
+		Drain: func(in bool) <-chan struct{} { f.drained = append(f.drained, in); return f.over }, Quit: func() { f.quits++ },
 		Reopen: func() error { f.reopens++; return nil },
 	})
 	return f
@@ -235,4 +236,31 @@ func TestCheckAddress(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
+}
+
+// TestDrainWaits: with wait the answer comes when the traffic has ended, or
+// says that it has not.
+func TestDrainWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.over = make(chan struct{})
+		if w := f.do("POST", "/drain_listeners?wait=soon"); w.Code != 400 || len(f.drained) != 0 {
+			t.Errorf("wait=soon: %d %s", w.Code, w.Body)
+		}
+		start := time.Now()
+		if w := f.do("POST", "/drain_listeners?inboundonly&wait=30s"); w.Code != 504 || time.Since(start) != 30*time.Second {
+			t.Errorf("a drain that does not end: %d after %s", w.Code, time.Since(start))
+		}
+		go func() {
+			time.Sleep(3 * time.Second)
+			close(f.over)
+		}()
+		start = time.Now()
+		if w := f.do("POST", "/drain_listeners?inboundonly&wait=30s"); w.Code != 200 || time.Since(start) != 3*time.Second {
+			t.Errorf("a drain that ends after 3s: %d after %s", w.Code, time.Since(start))
+		}
+		if len(f.drained) != 2 || !f.drained[0] || !f.drained[1] {
+			t.Errorf("drained %v", f.drained)
+		}
+	})
 }

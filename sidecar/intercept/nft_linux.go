@@ -238,6 +238,21 @@ func (m *manager) clean(s sockets) error {
 	return foreign
 }
 
+// Cgroups are the cgroups of c's workloads that exist now, by the names that c
+// has, with what tells one from another of its name that is made later: rules
+// are about the former alone, and Apply refuses a workload whose cgroup does not exist.
+func Cgroups(c Config) (map[string]uint64, error) {
+	groups, _, err := lookUp(Config{Outbound: c.Outbound})
+	if err != nil {
+		return nil, err
+	}
+	ids := make(map[string]uint64, len(groups))
+	for name, g := range groups {
+		ids[name] = g.id
+	}
+	return ids, nil
+}
+
 // lookUp finds the cgroups that c names. missing are those that are not there.
 func lookUp(c Config) (groups map[string]cgroup, missing, err error) {
 	names := append(cgroupsOf(c.Outbound), c.ExcludeCgroups...)

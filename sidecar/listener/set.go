@@ -65,12 +65,17 @@ type Set struct {
 	unshed func()             // takes shed off Overload
 
 	mu     sync.Mutex
-	open   map[string]*socket        // guarded by mu: by listener name
-	gone   map[*socket]struct{}      // guarded by mu: removed, with connections left
-	held   map[string]netio.Listener // guarded by mu: opened early, see Hold
-	failed map[string]failure        // guarded by mu: could not be opened
-	closed bool                      // guarded by mu: Run or Drain ended it all
+	open   map[string]*socket         // guarded by mu: by listener name
+	gone   map[*socket]struct{}       // guarded by mu: removed, with connections left
+	held   map[string]netio.Listener  // guarded by mu: opened early, see Hold
+	failed map[string]failure         // guarded by mu: could not be opened
+	barred map[string]failure         // guarded by mu: not to be opened, see Bar; err is nil
+	bars   map[resource.Direction]bar // guarded by mu
+	closed bool                       // guarded by mu: Run or Drain ended it all
 }
+
+// bar is why a direction's listeners are not opened.
+type bar struct{ early, drained bool }
 
 type failure struct {
 	version string
@@ -103,6 +108,8 @@ func NewSet(d Deps) *Set {
 		gone:   make(map[*socket]struct{}),
 		held:   make(map[string]netio.Listener),
 		failed: make(map[string]failure),
+		barred: make(map[string]failure),
+		bars:   make(map[resource.Direction]bar),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.turn <- struct{}{}
@@ -162,6 +169,7 @@ func (s *Set) Update(version string, configs []Config) (errs []error) {
 		return nil
 	}
 	clear(s.failed)
+	clear(s.barred)
 	for name, so := range s.open {
 		if _, ok := wanted[name]; !ok {
 			delete(s.open, name)
@@ -189,6 +197,9 @@ func (s *Set) apply(version string, c Config) error {
 	s.mu.Unlock()
 	if old != nil && old.address == c.address() {
 		old.active.Store(newActive(s, version, c, old.active.Load()))
+		return nil
+	}
+	if s.isBarred(version, c) {
 		return nil
 	}
 	ln, twin, err := s.listenBoth(c)
@@ -250,6 +261,66 @@ func (s *Set) listenBoth(c Config) (ln, twin netio.Listener, err error) {
 	}
 	s.Log.Debug("listener: no IPv6 on this host: redirected connections are IPv4's only", "listener", c.Resource.Name, "err", err)
 	return ln, nil, nil
+}
+
+// Bar keeps listeners of a direction closed that are not open yet, until Unbar:
+// who connects meanwhile is refused, and goes elsewhere.
+func (s *Set) Bar(d resource.Direction) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.bars[d]
+	b.early = true
+	s.bars[d] = b
+}
+
+// Unbar opens them, unless the direction was drained meanwhile. Errors are
+// those of Update.
+func (s *Set) Unbar(d resource.Direction) (errs []error) {
+	<-s.turn
+	defer func() { s.turn <- struct{}{} }()
+	s.mu.Lock()
+	b := s.bars[d]
+	b.early = false
+	s.bars[d] = b
+	var open []failure
+	for _, name := range sortedKeys(s.barred) {
+		if f := s.barred[name]; f.config.Resource.Direction == d && !b.drained && !s.closed {
+			open = append(open, f)
+			delete(s.barred, name)
+		}
+	}
+	s.mu.Unlock()
+	for _, f := range open {
+		if err := s.apply(f.version, f.config); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// Barred names the listeners that are closed because of Bar.
+func (s *Set) Barred() (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range sortedKeys(s.barred) {
+		if s.bars[s.barred[name].config.Resource.Direction].early {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// isBarred says whether a listener is not to be opened, and remembers it then.
+func (s *Set) isBarred(version string, c Config) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.bars[c.Resource.Direction]
+	if !b.early && !b.drained {
+		return false
+	}
+	delete(s.failed, c.Resource.Name)
+	s.barred[c.Resource.Name] = failure{version: version, config: c}
+	return true
 }
 
 // listen opens a socket, or takes the one that was held for it.
@@ -362,7 +433,7 @@ func (s *Set) retry() {
 // Drain stops accepting on the listeners of the given directions (none given:
 // all), asks their connections to end after the work in hand, and waits for
 // that until ctx ends; what is then left is closed, with an error that says how
-// many there were.
+// many there were. Listeners of these directions are not opened any more.
 func (s *Set) Drain(ctx context.Context, directions ...resource.Direction) error {
 	sockets := s.stopAccepting(directions)
 	for _, so := range sockets {
@@ -382,14 +453,26 @@ func (s *Set) stopAccepting(directions []resource.Direction) []*socket {
 	<-s.turn
 	defer func() { s.turn <- struct{}{} }()
 	s.mu.Lock()
+	all := len(directions) == 0
+	if all {
+		directions = []resource.Direction{resource.DirectionUnspecified, resource.Inbound, resource.Outbound}
+	}
+	for _, d := range directions {
+		s.bars[d] = bar{drained: true}
+	}
+	for name, f := range s.failed { // they would be tried again
+		if s.bars[f.config.Resource.Direction].drained {
+			delete(s.failed, name)
+		}
+	}
 	var out []*socket
 	for _, so := range s.open {
-		if a := so.active.Load(); len(directions) == 0 || a != nil && slices.Contains(directions, a.config.Resource.Direction) {
+		if a := so.active.Load(); all || a != nil && slices.Contains(directions, a.config.Resource.Direction) {
 			out = append(out, so)
 		}
 	}
 	for so := range s.gone {
-		if len(directions) == 0 {
+		if all {
 			out = append(out, so)
 		}
 	}

@@ -23,15 +23,16 @@ type Catalogue struct {
 	instances   map[string]*discovery.Instance // guarded by mu: by node and id
 	entries     map[discovery.EntryKey]*discovery.ConfigEntry
 	sources     map[*source]struct{}
-	amnesia     bool // ordinary answers are empty
-	unconfirmed bool // the strongest reading gets no answer
-	down        bool // the agents do not answer
+	maintained  map[string]bool // by node and id: put into maintenance by its sidecar
+	amnesia     bool            // ordinary answers are empty
+	unconfirmed bool            // the strongest reading gets no answer
+	down        bool            // the agents do not answer
 	index       uint64
 }
 
 func newCatalogue(m *Mesh) *Catalogue {
 	return &Catalogue{m: m, instances: map[string]*discovery.Instance{},
-		entries: map[discovery.EntryKey]*discovery.ConfigEntry{}, sources: map[*source]struct{}{}}
+		entries: map[discovery.EntryKey]*discovery.ConfigEntry{}, sources: map[*source]struct{}{}, maintained: map[string]bool{}}
 }
 
 func instanceKey(node, id string) string { return node + "/" + id }
@@ -85,6 +86,18 @@ func (c *Catalogue) Deregister(node string, ids ...string) {
 		}
 	}
 	c.tell(names, nil)
+}
+
+// maintain begins or ends the maintenance of a registration.
+func (c *Catalogue) maintain(key string, on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.instances[key]
+	if in == nil || c.maintained[key] == on {
+		return
+	}
+	c.maintained[key] = on
+	c.tell(map[discovery.ServiceName]bool{serviceOf(in): true}, nil)
 }
 
 // Edit replaces registrations of a node by changed copies; those that are not
@@ -223,6 +236,10 @@ func (c *Catalogue) read(names map[discovery.ServiceName]bool) map[discovery.Ser
 	if !c.amnesia {
 		for _, i := range c.instances {
 			if names == nil || names[serviceOf(i)] {
+				if c.maintained[instanceKey(i.Node, i.ID)] {
+					kept := *i
+					kept.Health, i = discovery.Maintenance, &kept
+				}
 				in = append(in, i)
 			}
 		}

@@ -161,3 +161,11 @@ func (r registrar) DeregisterProxy(_ context.Context, id string) error {
 	r.c.Deregister(r.node, id)
 	return nil
 }
+
+func (r registrar) SetMaintenance(_ context.Context, id string, on bool) error {
+	if err := r.reachable(); err != nil {
+		return err
+	}
+	r.c.maintain(instanceKey(r.node, id), on)
+	return nil
+}
