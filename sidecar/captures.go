@@ -47,12 +47,12 @@ const (
 
 // captures is what the workloads of a process share of capture ports.
 type captures struct {
-	net    netio.Net
-	log    *slog.Logger
-	record telemetry.Recorder
-	clock  func() int64 // seconds
-	file   string       // "": nothing is kept
-	others func(name string) []*workload
+	network netio.Net
+	log     *slog.Logger
+	record  telemetry.Recorder
+	clock   func() int64 // seconds
+	file    string       // "": nothing is kept
+	others  func(name string) []*workload
 
 	wg sync.WaitGroup // accept loops of shared sockets
 
@@ -72,7 +72,7 @@ type assigned struct {
 }
 
 func newCaptures(s *Sidecar, file string) (*captures, error) {
-	c := &captures{net: s.traffic, log: s.deps.Log, record: s.record, file: file, clock: func() int64 { return s.deps.Now().Unix() },
+	c := &captures{network: s.traffic, log: s.deps.Log, record: s.record, file: file, clock: func() int64 { return s.deps.Now().Unix() },
 		others: s.others, ports: map[string]assigned{}, present: map[string][]uint16{}, sockets: map[string]*shared{}, claims: map[string]claimant{}}
 	c.own.Store(&map[uint16]bool{})
 	if file == "" {

@@ -133,7 +133,7 @@ func (c *captures) join(ctx context.Context, name, address string) (netio.Listen
 	defer c.mu.Unlock()
 	s := c.sockets[address]
 	if s == nil {
-		ln, err := c.net.Listen(ctx, "tcp", address)
+		ln, err := c.network.Listen(ctx, "tcp", address)
 		if err != nil {
 			return nil, err
 		}
