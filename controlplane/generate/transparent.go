@@ -140,7 +140,9 @@ func notCallableChains() []resource.FilterChain {
 
 // LeadsNowhere says that a chain is one of those that end connections to virtual
 // addresses which are nobody's whom the workload may call.
-func LeadsNowhere(chain string) bool { return chain == NotCallable || chain == NotCallable+detectedSuffix }
+func LeadsNowhere(chain string) bool {
+	return chain == NotCallable || chain == NotCallable+detectedSuffix
+}
 
 // notCallable denies everybody, and has a name for it.
 func notCallable() *resource.RBACRules {
