@@ -28,6 +28,8 @@ type sidecarFlags struct {
 	httpAddr         string
 	consulTokenFile  string
 	consulCA         string
+	definition       string
+	protocol         string
 	bootstrap        bootstrapFlags
 	limits           limitFlags
 	local            localFlags
@@ -90,6 +92,8 @@ identity and no data directory. docs/static.md says what is read.
 	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
 	fs.StringVar(&f.cfg.ResolvConf, "resolv-conf", "/etc/resolv.conf", "file that names the resolvers to which DNS queries are forwarded, and the search domains")
 	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	fs.StringVar(&f.definition, "service-definition", "", "the service itself, as for `consul services register` and in JSON: the sidecar registers it and its proxy, and takes them away at the end")
+	fs.StringVar(&f.protocol, "service-protocol", "", "with --service-definition: its protocol, written into a service-defaults entry where there is none")
 	f.bootstrap.bind(fs)
 	f.limits.bind(fs)
 	f.local.bind(cmd)
@@ -104,6 +108,14 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	}
 	if f.bootstrap.given() {
 		return f.runBootstrap(ctx, cmd, logger, level)
+	}
+	registrar, err := f.registrar(logger)
+	if err != nil {
+		return err
+	}
+	own, err := f.newSelf(registrar, logger)
+	if err != nil {
+		return err
 	}
 	if f.cfg.Workloads, err = f.workloads(); err != nil {
 		return err
@@ -122,10 +134,6 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	deps := sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level, MemoryLimit: collectBelow}
-	registrar, err := f.registrar(logger)
-	if err != nil {
-		return err
-	}
 	if registrar != nil {
 		defer registrar.Close()
 		deps.Registrar = localCatalogue{registrar, logger}
@@ -137,6 +145,11 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	s, err := sidecar.New(f.cfg, deps)
 	if err != nil {
 		return err
+	}
+	if own != nil {
+		rctx, stop := context.WithCancel(ctx)
+		go own.run(rctx)
+		defer func() { stop(); own.leave() }()
 	}
 	return s.Run(ctx)
 }
