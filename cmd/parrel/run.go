@@ -35,7 +35,7 @@ type runFlags struct {
 }
 
 func runCommand() *cobra.Command {
-	f := runFlags{sidecar: sidecarFlags{command: "run"}}
+	f := runFlags{sidecar: sidecarFlags{command: "run", bootstrap: bootstrapFlags{mode: "serve"}}}
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- PROGRAM [ARGUMENT...]",
 		Short: "Run an application together with its sidecar",
