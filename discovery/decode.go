@@ -78,7 +78,7 @@ func decodeEntry(fields map[string]any, c *canonicaliser) (*ConfigEntry, error) 
 	case "service-defaults":
 		e.Body, err = serviceDefaults(r, c)
 	case "proxy-defaults":
-		e.Body = &ProxyDefaults{Config: r.any("Config"), Mode: r.str("Mode")}
+		e.Body, err = proxyDefaults(r, c)
 	case "service-intentions":
 		e.Body, err = serviceIntentions(r, e.Key, c)
 	case "mesh":
@@ -111,8 +111,11 @@ func serviceDefaults(r record, c *canonicaliser) (*ServiceDefaults, error) {
 		LocalConnectTimeout:       time.Duration(r.num("LocalConnectTimeoutMs")) * time.Millisecond,
 		LocalRequestTimeout:       time.Duration(r.num("LocalRequestTimeoutMs")) * time.Millisecond,
 		BalanceInboundConnections: r.str("BalanceInboundConnections"),
-		MutualTLSMode:             r.str("MutualTLSMode"),
 		ExternalSNI:               r.str("ExternalSNI"),
+	}
+	var err error
+	if d.Mode, d.TransparentProxy, d.MutualTLSMode, err = proxyMode(r, c); err != nil {
+		return nil, err
 	}
 	for name, n := range map[string]int{"MaxInboundConnections": d.MaxInboundConnections,
 		"LocalConnectTimeoutMs": r.num("LocalConnectTimeoutMs"), "LocalRequestTimeoutMs": r.num("LocalRequestTimeoutMs")} {
@@ -138,6 +141,37 @@ func serviceDefaults(r record, c *canonicaliser) (*ServiceDefaults, error) {
 	return d, nil
 }
 
+func proxyDefaults(r record, c *canonicaliser) (*ProxyDefaults, error) {
+	mode, transparent, mutual, err := proxyMode(r, c)
+	if err != nil {
+		return nil, err
+	}
+	return &ProxyDefaults{Config: r.any("Config"), Mode: mode, TransparentProxy: transparent, MutualTLSMode: mutual}, nil
+}
+
+// proxyMode decodes what service-defaults and proxy-defaults both say of
+// proxies. Of a server that may be newer every word is taken.
+func proxyMode(r record, c *canonicaliser) (mode string, t TransparentProxy, mutualTLS string, err error) {
+	mode, mutualTLS = r.str("Mode"), r.str("MutualTLSMode")
+	t, err = transparentProxy(r.rec("TransparentProxy"), "TransparentProxy", c)
+	switch {
+	case err != nil:
+	case !slices.Contains([]string{"", ModeDirect, ModeTransparent}, mode) && !c.keep:
+		err = c.fail("Mode", strconv.Quote(mode)+" is no mode", `write "direct", "transparent", or leave it out`)
+	case !slices.Contains([]string{"", MutualTLSStrict, MutualTLSPermissive}, mutualTLS) && !c.keep:
+		err = c.fail("MutualTLSMode", strconv.Quote(mutualTLS)+" is no mode", `write "strict", "permissive", or leave it out`)
+	}
+	return mode, t, mutualTLS, err
+}
+
+func transparentProxy(r record, at string, c *canonicaliser) (TransparentProxy, error) {
+	t := TransparentProxy{OutboundListenerPort: r.num("OutboundListenerPort"), DialedDirectly: r.flag("DialedDirectly")}
+	if t.OutboundListenerPort < 0 || t.OutboundListenerPort > 65535 {
+		return t, c.fail(at+".OutboundListenerPort", strconv.Itoa(t.OutboundListenerPort)+" is no port", "write a number from 1 to 65535")
+	}
+	return t, nil
+}
+
 func upstreamConfig(r record) *UpstreamConfig {
 	limits := r.rec("Limits")
 	return &UpstreamConfig{
@@ -152,9 +186,13 @@ func upstreamConfig(r record) *UpstreamConfig {
 }
 
 func meshEntry(r record, c *canonicaliser) (*Mesh, error) {
+	out := &Mesh{
+		MeshDestinationsOnly:             r.rec("TransparentProxy").flag("MeshDestinationsOnly"),
+		AllowEnablingPermissiveMutualTLS: r.flag("AllowEnablingPermissiveMutualTLS"),
+	}
 	in := r.rec("HTTP").rec("Incoming")
 	if !in.has("RequestNormalization") {
-		return &Mesh{}, nil
+		return out, nil
 	}
 	at := "HTTP.Incoming.RequestNormalization."
 	r = in.rec("RequestNormalization")
@@ -175,7 +213,8 @@ func meshEntry(r record, c *canonicaliser) (*Mesh, error) {
 			return nil, c.fail(at+f.name, strconv.Quote(f.word)+" is no action", "write one of "+strings.Join(f.words, ", "))
 		}
 	}
-	return &Mesh{RequestNormalization: n}, nil
+	out.RequestNormalization = n
+	return out, nil
 }
 
 // plainSource are the fields of a source that an L4 decision knows.

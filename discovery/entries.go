@@ -12,7 +12,9 @@ type ServiceDefaults struct {
 	BalanceInboundConnections string
 	UpstreamDefaults          *UpstreamConfig
 	UpstreamOverrides         []*UpstreamConfig
-	MutualTLSMode             string
+	Mode                      string // of the service's proxies: "", "direct", "transparent"
+	TransparentProxy          TransparentProxy
+	MutualTLSMode             string // "", "strict", "permissive"
 	ExternalSNI               string
 }
 
@@ -32,8 +34,10 @@ type UpstreamConfig struct {
 
 // ProxyDefaults is Consul's proxy-defaults entry "global".
 type ProxyDefaults struct {
-	Config map[string]any // "protocol", "local_connect_timeout_ms", …
-	Mode   string
+	Config           map[string]any // "protocol", "local_connect_timeout_ms", …
+	Mode             string         // "", "direct", "transparent"
+	TransparentProxy TransparentProxy
+	MutualTLSMode    string // "", "strict", "permissive"
 }
 
 // Mesh is Consul's mesh entry, as far as parrel executes it.
@@ -42,7 +46,18 @@ type Mesh struct {
 	// entry does not have it. Consul serves a block without values as an empty
 	// one, and does not tell a false in it from an unset value.
 	RequestNormalization *RequestNormalization
+	// MeshDestinationsOnly: transparent proxies let nothing out of the mesh.
+	MeshDestinationsOnly bool
+	// AllowEnablingPermissiveMutualTLS: without it MutualTLSMode "permissive" is
+	// strict.
+	AllowEnablingPermissiveMutualTLS bool
 }
+
+// Words of MutualTLSMode.
+const (
+	MutualTLSStrict     = "strict"
+	MutualTLSPermissive = "permissive"
+)
 
 // RequestNormalization says how requests to the mesh's services may be spelt.
 // The actions are Envoy's words; "" is Consul's default.

@@ -87,7 +87,8 @@ func (d *registrationDecoder) registration(r record, at string) (*Registration, 
 		},
 		ID: cmp.Or(r.str("ID"), r.str("Name")), Node: d.node.Name, Kind: Kind(r.str("Kind")),
 		Address: cmp.Or(r.str("Address"), d.node.Address), Port: r.num("Port"), SocketPath: r.str("SocketPath"),
-		Tags: r.strs("Tags"), Meta: r.strMap("Meta"), Native: r.rec("Connect").flag("Native"),
+		Tagged: tagged(r.rec("TaggedAddresses")),
+		Tags:   r.strs("Tags"), Meta: r.strMap("Meta"), Native: r.rec("Connect").flag("Native"),
 		Region: r.rec("Locality").str("Region"), Zone: r.rec("Locality").str("Zone"),
 		Weights: Weights{Passing: 1, Warning: 1}, Origin: d.c.origin,
 	}
@@ -131,6 +132,8 @@ func (d *registrationDecoder) check(in *Instance, r record, at string) error {
 		return d.c.fail(join(at, "Port"), strconv.Itoa(in.Port)+" is no port", "write a number from 0 to 65535")
 	case in.Port != 0 && in.SocketPath != "":
 		return d.c.fail(join(at, "SocketPath"), "the service has a port and a socket", "write one of them")
+	case !validVirtual(in.Tagged):
+		return d.c.fail(join(at, "TaggedAddresses."+virtualTag(in.Tagged)+".Address"), strconv.Quote(in.Tagged[virtualTag(in.Tagged)])+" is no IP address", "write the service's virtual address, or leave it out")
 	case w.has("Passing") && w.num("Passing") < 1:
 		return d.c.fail(join(at, "Weights.Passing"), "is below 1", "write 1 to 65535")
 	case w.num("Warning") < 0 || w.num("Warning") > 65535 || w.num("Passing") > 65535:
@@ -151,15 +154,18 @@ func (d *registrationDecoder) proxy(r record, in *Instance, at string) (*Proxy, 
 		out.LocalServiceAddress = "127.0.0.1"
 	}
 	where := join(at, "Proxy")
+	var err error
+	if out.TransparentProxy, err = transparentProxy(p.rec("TransparentProxy"), where+".TransparentProxy", d.c); err != nil {
+		return nil, err
+	}
 	switch {
 	case in.Kind == KindConnectProxy && out.DestinationService == "" && at == "":
 		return nil, d.c.fail(where+".DestinationServiceName", "a connect-proxy must say which service it stands for", `write proxy { destination_service_name = "…" }`)
 	case out.LocalServicePort < 0 || out.LocalServicePort > 65535:
 		return nil, d.c.fail(where+".LocalServicePort", strconv.Itoa(out.LocalServicePort)+" is no port", "write a number from 1 to 65535")
-	case !slices.Contains([]string{"", "direct", "transparent"}, out.Mode):
+	case !slices.Contains([]string{"", ModeDirect, ModeTransparent}, out.Mode):
 		return nil, d.c.fail(where+".Mode", strconv.Quote(out.Mode)+" is no mode", `write "direct", "transparent", or leave it out`)
 	}
-	var err error
 	out.Upstreams, err = d.upstreams(p, where)
 	return out, err
 }
@@ -188,7 +194,7 @@ func (d *registrationDecoder) upstreams(p record, where string) ([]Upstream, err
 			return nil, d.c.fail(at+".DestinationType", strconv.Quote(u.DestinationType)+" is no type of destination", `write "service" or "prepared_query"`)
 		case u.LocalBindPort < 0 || u.LocalBindPort > 65535:
 			return nil, d.c.fail(at+".LocalBindPort", strconv.Itoa(u.LocalBindPort)+" is no port", "write a number from 1 to 65535")
-		case u.LocalBindPort == 0 && u.LocalBindSocketPath == "" && p.str("Mode") != "transparent":
+		case u.LocalBindPort == 0 && u.LocalBindSocketPath == "" && p.str("Mode") != ModeTransparent:
 			return nil, d.c.fail(at+".LocalBindPort", "the upstream "+strconv.Quote(u.DestinationName)+" has no port to listen on", "write local_bind_port or local_bind_socket_path")
 		case u.LocalBindPort != 0 && bound[bind] != "" || u.LocalBindSocketPath != "" && bound[bind] != "":
 			return nil, d.c.fail(at+".LocalBindPort", bind+" is already the address of the upstream "+strconv.Quote(bound[bind]), "give each upstream an address of its own")

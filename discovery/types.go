@@ -102,16 +102,19 @@ type Instance struct {
 	Address    string // never empty: the service's address, else its node's
 	Port       int    // 0..65535
 	SocketPath string
-	Tags       []string
-	Meta       map[string]string
-	Weights    Weights
-	Health     Health // all Checks combined, see CombineHealth
-	Checks     []Check
-	Proxy      *Proxy // for every Kind but KindService
-	Native     bool   // connect { native = true }
-	Region     string // locality of the node
-	Zone       string
-	Origin     Origin
+	// Tagged are the hosts of the tagged addresses, by tag: Consul names the
+	// service's virtual address "consul-virtual".
+	Tagged  map[string]string
+	Tags    []string
+	Meta    map[string]string
+	Weights Weights
+	Health  Health // all Checks combined, see CombineHealth
+	Checks  []Check
+	Proxy   *Proxy // for every Kind but KindService
+	Native  bool   // connect { native = true }
+	Region  string // locality of the node
+	Zone    string
+	Origin  Origin
 }
 
 // Proxy is the proxy block of a registration.
@@ -121,10 +124,27 @@ type Proxy struct {
 	LocalServiceAddress  string // default 127.0.0.1
 	LocalServicePort     int
 	LocalServiceSocket   string
-	Mode                 string // "", "direct", "transparent"
+	Mode                 string // "", "direct", "transparent"; "" leaves it to service-defaults and proxy-defaults
+	TransparentProxy     TransparentProxy
 	Config               map[string]any
 	Upstreams            []Upstream
 	Set                  []string // paths of all fields the user set, for analyze
+}
+
+// Modes of a proxy.
+const (
+	ModeDirect      = "direct"
+	ModeTransparent = "transparent"
+)
+
+// TransparentProxy is the block of that name in a registration, service-defaults
+// and proxy-defaults. Zero fields are not said there.
+type TransparentProxy struct {
+	// OutboundListenerPort is where the workload's captured connections come in.
+	OutboundListenerPort int
+	// DialedDirectly: callers may reach instances by their own addresses, beside
+	// the service's virtual one.
+	DialedDirectly bool
 }
 
 // Upstream is one explicit upstream of a proxy.

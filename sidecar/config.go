@@ -55,7 +55,10 @@ type Config struct {
 	// knows the number of descriptors, and does not watch memory.
 	Limits  overload.Config
 	Version string // parrel's, for admin and metrics
-	SotW    bool   // the control plane has state of the world only
+	// ResolvConf names the resolvers that DNS listeners forward to; "":
+	// /etc/resolv.conf.
+	ResolvConf string
+	SotW       bool // the control plane has state of the world only
 }
 
 // Workload is one proxy that the process runs.

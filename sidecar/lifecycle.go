@@ -219,7 +219,7 @@ func (w *workload) missingOutbound() (out []string) {
 		}
 		out = append(out, why)
 	}
-	if err := w.listeners.Listening(); err != nil {
+	if err := errors.Join(w.listeners.Listening(), w.dns.Listening(w.cfg.name())); err != nil {
 		out = append(out, err.Error())
 	}
 	return out

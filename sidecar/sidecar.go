@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/dns"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
@@ -29,6 +30,7 @@ type Sidecar struct {
 	record    telemetry.Recorder
 	overload  *overload.Manager
 	wheel     *wheel.Wheel // the process's time-outs
+	dns       *dns.Set     // shared by the workloads
 	traffic   netio.Net    // for listeners and upstreams: counted, and held back under pressure
 	workloads []*workload  // by name
 	start     time.Time
@@ -62,7 +64,8 @@ func New(c Config, d Deps) (*Sidecar, error) {
 	s.wheel = wheel.New()
 	s.overload = overload.New(c.Limits, overload.Deps{Log: d.Log, Limit: d.MemoryLimit, Wheel: s.wheel})
 	s.traffic = s.overload.Net(d.Net)
-	s.metrics.Registry().MustRegister(s.overload.Collector())
+	s.dns = dns.NewSet(dns.Config{ResolvConf: c.ResolvConf}, dns.Deps{Net: s.traffic, Log: d.Log, Rand: d.Rand, Error: s.metrics.MeshError})
+	s.metrics.Registry().MustRegister(s.overload.Collector(), s.dns.Collector())
 	for _, w := range c.Workloads {
 		one, err := newWorkload(s, w)
 		if err != nil {
@@ -97,6 +100,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	g.start("metrics", s.metrics.Run)
 	g.start("access logs", s.logs.Run)
 	g.start("overload", s.overload.Run)
+	g.start("dns", s.dns.Run)
 	s.opened.Add(len(s.workloads))
 	s.leaving.Add(len(s.workloads))
 	for _, w := range s.workloads {

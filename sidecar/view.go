@@ -7,6 +7,7 @@ import (
 
 	"github.com/parrel-mesh/parrel/sidecar/admin"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
+	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/xds/client"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
 	"github.com/parrel-mesh/parrel/xds/resource"
@@ -43,6 +44,9 @@ func (w *workload) view() admin.Workload {
 		Listeners: w.listeners.Status()}
 	if s := w.current.Load(); s != nil {
 		v.Version, v.Pending, v.Absent = s.Version, s.Set.Pending, s.Set.Absent
+		for _, st := range w.dns.Status(w.cfg.name()) {
+			v.Listeners = append(v.Listeners, listener.Status{Name: st.Listener, Address: st.Address, Direction: resource.Outbound, Version: s.Version, Err: st.Err, UDP: true})
+		}
 	}
 	p := w.parts.Load()
 	if p == nil {
@@ -96,6 +100,11 @@ func (w *workload) clusters(p *parts) (out []envoyapi.ClusterStatus) {
 		for _, e := range known[c.Name].Endpoints {
 			at[e.Address] = e
 		}
+		if u.Cluster.Discovery == resource.DiscoveryOriginalDst {
+			for _, e := range known[c.Name].Endpoints {
+				c.Hosts = append(c.Hosts, destination(e))
+			}
+		}
 		if u.Endpoints != nil {
 			for _, l := range u.Endpoints.Localities {
 				for _, e := range l.Endpoints {
@@ -106,6 +115,15 @@ func (w *workload) clusters(p *parts) (out []envoyapi.ClusterStatus) {
 		out = append(out, c)
 	}
 	return out
+}
+
+// destination is an endpoint of a cluster that has none in the configuration.
+func destination(st cluster.EndpointStatus) envoyapi.HostStatus {
+	var a resource.Address
+	if ap, err := netip.ParseAddrPort(st.Address); err == nil {
+		a = resource.Address{Host: ap.Addr().String(), Port: ap.Port()}
+	}
+	return host(resource.Locality{}, resource.Endpoint{Address: a}, st)
 }
 
 func addressOf(a resource.Address) string {

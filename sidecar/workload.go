@@ -192,7 +192,7 @@ func (w *workload) publish(g *group) func(*warm.Set) {
 		}
 		w.swapClusters(old, next)
 		w.current.Store(next)
-		closed := w.listeners.Update(next.Version, next.Listeners)
+		closed := append(w.listeners.Update(next.Version, next.Listeners), w.dns.Update(w.cfg.name(), next.DNS)...)
 		if w.refuseStatic(g, old == nil, closed) {
 			return
 		}

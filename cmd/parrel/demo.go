@@ -61,7 +61,39 @@ With --once the demo checks itself and ends; the last line on standard output is
 	f.StringVar(&cfg.ConsulBinary, "consul-binary", "", "Consul's binary (default: consul beside parrel, else on the PATH)")
 	f.StringVar(&cfg.Dir, "dir", "", "an empty folder to work in, kept at the end (default: a temporary one, removed)")
 	f.IntVar(&cfg.PortBase, "port-base", 19000, "the first port on 127.0.0.1 that is tried")
-	cmd.AddCommand(demoAddCommand())
+	f.BoolVar(&cfg.Netns, "netns", false, "hosts are network namespaces, and connections are captured instead of sent to upstream ports; needs root")
+	cmd.AddCommand(demoAddCommand(), demoHoldCommand(), demoEnterCommand())
+	return cmd
+}
+
+// demoHoldCommand holds a namespace for --netns.
+func demoHoldCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "hold", Short: "Hold a namespace until ended", Args: noArgs, Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			staySmall(cmd.Context())
+			demo.Hold(cmd.Context())
+			return nil
+		},
+	}
+}
+
+// demoEnterCommand runs a command in a namespace for --netns.
+func demoEnterCommand() *cobra.Command {
+	var c demo.EnterConfig
+	cmd := &cobra.Command{
+		Use: "enter --netns FILE -- COMMAND", Short: "Become a command in a namespace", Hidden: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 || c.Netns == "" {
+				return errors.New("demo enter: write demo enter --netns FILE -- COMMAND")
+			}
+			c.Command = args
+			return demo.Enter(c)
+		},
+	}
+	cmd.Flags().StringVar(&c.Netns, "netns", "", "the namespace's file")
+	cmd.Flags().IntVar(&c.UID, "uid", 0, "the user to become")
+	cmd.Flags().StringVar(&c.ResolvConf, "resolv-conf", "", "what to show as /etc/resolv.conf")
 	return cmd
 }
 

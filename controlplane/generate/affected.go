@@ -24,6 +24,17 @@ func Affected(old, new *mesh.Snapshot, ch mesh.Change) (shared []Key, workloads 
 	for _, name := range ch.Endpoints {
 		a.shared[Key{resource.TypeEndpoints, ClusterName(new, name)}] = true
 		a.portless(name)
+		if dialledDirectly(old, name) || dialledDirectly(new, name) {
+			a.capturing(name)
+		}
+	}
+	for _, name := range ch.Virtual {
+		a.shared[Key{resource.TypeListener, dnsListenerName(name)}] = true
+	}
+	for _, list := range [][]discovery.ServiceName{ch.Connect, ch.Virtual} {
+		for _, name := range list {
+			a.capturing(name)
+		}
 	}
 	for _, name := range ch.Services {
 		a.service(name)
@@ -33,6 +44,9 @@ func Affected(old, new *mesh.Snapshot, ch mesh.Change) (shared []Key, workloads 
 	}
 	for _, partition := range ch.Requests {
 		a.requests(partition)
+	}
+	for _, partition := range ch.Transparent {
+		a.settings(partition)
 	}
 	for _, key := range ch.Workloads {
 		a.workload(key)
@@ -84,14 +98,16 @@ func (a *affected) service(name discovery.ServiceName) {
 			if !ok {
 				continue
 			}
-			upstreams(m, w, func(u upstream) bool {
+			explicit(m, w, func(u upstream) bool {
 				if u.Service == name {
 					a.variants(u.clusterName())
+					a.variants(u.asDetected().clusterName())
 				}
 				return true
 			})
 		}
 	}
+	a.capturing(name)
 }
 
 func (a *affected) variants(cluster string) {
@@ -99,21 +115,71 @@ func (a *affected) variants(cluster string) {
 	a.shared[Key{resource.TypeRoute, cluster}] = true
 }
 
+// transparent are the workloads of both snapshots whose traffic is captured.
+func (a *affected) transparent(yield func(m *mesh.Snapshot, w *mesh.Workload)) {
+	for _, m := range []*mesh.Snapshot{a.old, a.new} {
+		for _, w := range m.Workloads() {
+			if _, ok := m.Transparent(w); ok {
+				yield(m, w)
+			}
+		}
+	}
+}
+
+// capturing adds the transparent workloads that reach a service by its virtual
+// address, and what they hold of it.
+func (a *affected) capturing(name discovery.ServiceName) {
+	a.transparent(func(m *mesh.Snapshot, w *mesh.Workload) {
+		if !m.Calls(w.Service, name) && !slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return u.Service == name }) {
+			return
+		}
+		a.workload(w.Key())
+		u := implicit(m, w, name)
+		a.variants(u.clusterName())
+		a.variants(u.asDetected().clusterName())
+		a.shared[Key{resource.TypeCluster, directPrefix + ClusterName(m, name)}] = true
+	})
+}
+
+// settings adds the transparent workloads of a partition.
+func (a *affected) settings(partition string) {
+	a.transparent(func(_ *mesh.Snapshot, w *mesh.Workload) {
+		if w.Service.Partition == partition {
+			a.workload(w.Key())
+		}
+	})
+}
+
 // requests adds the workloads whose listeners read requests for a service of the
 // partition: its own, and its callers'.
 func (a *affected) requests(partition string) {
 	reads := func(name discovery.ServiceName) bool {
-		return name.Partition == partition && a.new.Protocol(name).HTTP()
+		p := a.new.Protocol(name)
+		return name.Partition == partition && (p.HTTP() || !p.Declared())
 	}
 	for _, w := range a.new.Workloads() {
-		if reads(w.Service) || slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return reads(u.Service) }) {
+		if _, transparent := a.new.Transparent(w); transparent && w.Service.Partition == partition || reads(w.Service) || slices.ContainsFunc(w.Upstreams, func(u mesh.Upstream) bool { return reads(u.Service) }) {
 			a.workload(w.Key())
 		}
 	}
 }
 
-// intentions adds the workloads of a destination; "*" is every one.
+// intentions adds the workloads of a destination, "*" being every one, and the
+// transparent ones that may now call it, or may no longer.
 func (a *affected) intentions(dst discovery.ServiceName) {
+	a.transparent(func(m *mesh.Snapshot, w *mesh.Workload) {
+		if m != a.new {
+			return
+		}
+		if dst.Name == "*" {
+			if slices.Equal(a.old.Callable(w.Service), a.new.Callable(w.Service)) {
+				return
+			}
+		} else if a.old.Calls(w.Service, dst) == a.new.Calls(w.Service, dst) {
+			return
+		}
+		a.workload(w.Key())
+	})
 	if dst.Name != "*" {
 		for _, m := range []*mesh.Snapshot{a.old, a.new} {
 			for _, w := range m.WorkloadsOf(dst) {

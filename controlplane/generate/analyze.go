@@ -122,8 +122,6 @@ func (a *analysis) requests(e *discovery.ConfigEntry, n *discovery.RequestNormal
 func ignoredField(where, name, field string) Finding {
 	f := Finding{SeverityWarning, where, name, field, "the field is not executed", "as if it were not there", "remove it, or do not rely on it"}
 	switch {
-	case strings.HasSuffix(field, "MutualTLSMode"), strings.HasSuffix(field, "PermissiveMutualTLS"):
-		f.Instead = "mutual TLS is always required"
 	case strings.HasSuffix(field, "ExternalSNI"):
 		f.Instead, f.Severity = "callers send the service's name in the mesh", SeverityError
 	case strings.Contains(field, "BalanceInboundConnections"), strings.Contains(field, "BalanceOutboundConnections"):
@@ -134,8 +132,6 @@ func ignoredField(where, name, field string) Finding {
 		f.Instead, f.Remedy = "the protocol of service-defaults or proxy-defaults holds", "write Protocol in the service-defaults of the service"
 	case strings.Contains(field, "MeshGateway"):
 		f.Instead = "instances are called directly"
-	case strings.HasSuffix(field, "Mode") && (field == "Mode" || field == "Proxy.Mode"):
-		f.Instead, f.Remedy = "explicit upstreams are served", "declare upstreams with local_bind_port"
 	case strings.HasPrefix(field, "JWT"):
 		f.Severity, f.Instead = SeverityError, "sources that depend on it are denied"
 	}

@@ -36,8 +36,14 @@ func upstreamCluster(m *mesh.Snapshot, name discovery.ServiceName, o options, gr
 	if c.Name != base {
 		c.EDSName = base
 	}
-	if p.HTTP() {
+	switch {
+	case p.HTTP():
 		c.Protocol = resource.ProtocolAuto
+		c.TLS.ALPN = httpALPN()
+	case o.Detected:
+		// The application may speak but one version: what the caller chose is
+		// what arrives.
+		c.Protocol = resource.ProtocolDownstream
 		c.TLS.ALPN = httpALPN()
 	}
 	if grpc {
@@ -95,9 +101,32 @@ func upstreamRoute(m *mesh.Snapshot, name discovery.ServiceName, cluster string)
 // in its name: workloads whose applications are reached alike share it.
 type localCluster struct {
 	address        resource.Address
-	protocol       string // tcp, http, http2
+	protocol       string // tcp, http, http2, detected
 	connectTimeout time.Duration
 	maxConnections int
+}
+
+// detectedHTTP is the word of a localCluster that takes HTTP in the version in
+// which it arrives.
+const detectedHTTP = "detected"
+
+// detected is the application where a connection turned out to be HTTP.
+func (l localCluster) detected() localCluster {
+	l.protocol = detectedHTTP
+	return l
+}
+
+// localApps are the clusters of the workload's application: two where nobody
+// declares what it speaks.
+func localApps(m *mesh.Snapshot, w *mesh.Workload) []localCluster {
+	l, ok := localApp(m, w)
+	switch {
+	case !ok:
+		return nil
+	case !m.Protocol(w.Service).Declared():
+		return []localCluster{l, l.detected()}
+	}
+	return []localCluster{l}
 }
 
 // localApp finds the workload's application; false where the registration says
@@ -186,6 +215,8 @@ func (l localCluster) cluster() *resource.Cluster {
 		c.Protocol = resource.ProtocolHTTP1
 	case mesh.ProtocolHTTP2:
 		c.Protocol = resource.ProtocolHTTP2
+	case detectedHTTP:
+		c.Protocol = resource.ProtocolDownstream
 	}
 	return c
 }

@@ -44,11 +44,19 @@ func effects() map[string]map[string]effect {
 			prefix + "max_inbound_connections":  honoured,
 		}
 	}
+	proxies := func(prefix string) map[string]effect {
+		return map[string]effect{
+			prefix + "Mode": honoured,
+			prefix + "TransparentProxy.OutboundListenerPort": honoured,
+			prefix + "TransparentProxy.DialedDirectly":       honoured,
+		}
+	}
 	return map[string]map[string]effect{
-		mesh.KindServiceDefaults: join(
+		mesh.KindServiceDefaults: join(proxies(""),
 			upstream("UpstreamConfig.Defaults."), upstream("UpstreamConfig.Overrides[]."),
 			map[string]effect{
 				"Protocol":                             honoured,
+				"MutualTLSMode":                        honoured,
 				"MaxInboundConnections":                honoured,
 				"LocalConnectTimeoutMs":                honoured,
 				"LocalRequestTimeoutMs":                honoured,
@@ -57,7 +65,8 @@ func effects() map[string]map[string]effect {
 				"UpstreamConfig.Overrides[].Partition": honoured,
 				"Meta.*":                               inert, "Namespace": inert, "Partition": inert,
 			}),
-		mesh.KindProxyDefaults: join(local("Config."), map[string]effect{
+		mesh.KindProxyDefaults: join(proxies(""), local("Config."), map[string]effect{
+			"MutualTLSMode":   honoured,
 			"Config.protocol": honoured,
 			"Meta.*":          inert, "Namespace": inert, "Partition": inert,
 		}),
@@ -77,9 +86,11 @@ func effects() map[string]map[string]effect {
 			"HTTP.Incoming.RequestNormalization.MergeSlashes":                     honoured,
 			"HTTP.Incoming.RequestNormalization.PathWithEscapedSlashesAction":     honoured,
 			"HTTP.Incoming.RequestNormalization.HeadersWithUnderscoresAction":     honoured,
-			"Meta.*": inert, "Namespace": inert, "Partition": inert,
+			"TransparentProxy.MeshDestinationsOnly":                               honoured,
+			"AllowEnablingPermissiveMutualTLS":                                    honoured,
+			"Meta.*":                                                              inert, "Namespace": inert, "Partition": inert,
 		},
-		kindProxy: join(local("Proxy.Config."), map[string]effect{
+		kindProxy: join(proxies("Proxy."), local("Proxy.Config."), map[string]effect{
 			"Proxy.DestinationServiceName":                              honoured,
 			"Proxy.DestinationServiceID":                                honoured,
 			"Proxy.LocalServiceAddress":                                 honoured,

@@ -68,6 +68,13 @@ func values() map[string]any {
 		"service Proxy.Upstreams[].LocalBindSocketPath":       "/run/up.sock",
 		"service Proxy.Upstreams[].Config.connect_timeout_ms": 55,
 	}
+	for _, where := range []string{"service-defaults ", "proxy-defaults ", "service Proxy."} {
+		v[where+"Mode"] = "transparent"
+		v[where+"TransparentProxy.OutboundListenerPort"] = 16001
+		v[where+"TransparentProxy.DialedDirectly"] = true
+	}
+	v["service-defaults MutualTLSMode"], v["proxy-defaults MutualTLSMode"] = "permissive", "permissive"
+	v["mesh TransparentProxy.MeshDestinationsOnly"], v["mesh AllowEnablingPermissiveMutualTLS"] = true, true
 	for _, limit := range []string{"max_connections", "max_pending_requests", "max_concurrent_requests"} {
 		v["service Proxy.Upstreams[].Config.limits."+limit] = 5
 		v["service Proxy.Upstreams[].Config.limits[]."+limit] = 5
@@ -93,7 +100,14 @@ func companions(field string) map[string]any {
 	if strings.HasPrefix(field, "mesh HTTP.") {
 		return map[string]any{"proxy-defaults Config.protocol": "http"}
 	}
+	if strings.Contains(field, "TransparentProxy.") {
+		return map[string]any{"proxy-defaults Mode": "transparent"}
+	}
 	switch field {
+	case "service-defaults MutualTLSMode", "proxy-defaults MutualTLSMode":
+		return map[string]any{"proxy-defaults Mode": "transparent", "mesh AllowEnablingPermissiveMutualTLS": true}
+	case "mesh AllowEnablingPermissiveMutualTLS":
+		return map[string]any{"proxy-defaults Mode": "transparent", "proxy-defaults MutualTLSMode": "permissive"}
 	case "service-defaults LocalRequestTimeoutMs", "proxy-defaults Config.local_request_timeout_ms", "service Proxy.Config.local_request_timeout_ms":
 		return map[string]any{"proxy-defaults Config.protocol": "http"}
 	case "service-defaults UpstreamConfig.Defaults.ConnectTimeoutMs":

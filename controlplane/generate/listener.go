@@ -3,6 +3,7 @@ package generate
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -37,21 +38,47 @@ func bindAddress(u mesh.Upstream) string { return cmp.Or(u.LocalBindAddress, "12
 
 func listenerNames(m *mesh.Snapshot, w *mesh.Workload) []string {
 	var names []string
+	t, transparent := m.Transparent(w)
 	if _, ok := localApp(m, w); ok {
 		names = append(names, PublicListener)
+		if transparent {
+			names = append(names, InboundCapture)
+		}
 	}
-	return appendUpstreams(names, m, w, func(u upstream) (string, bool) { return OutboundListener(u.Upstream), true })
+	seen := map[string]bool{}
+	explicit(m, w, func(u upstream) bool {
+		if n := OutboundListener(u.Upstream); u.Bound() && !seen[n] {
+			seen[n] = true
+			names = append(names, n)
+		}
+		return true
+	})
+	if transparent {
+		names = append(names, OutboundCapture(t), dnsListenerName(w.Service))
+	}
+	return names
 }
 
 func listener(m *mesh.Snapshot, w *mesh.Workload, name string) (*resource.Listener, bool) {
 	if name == PublicListener {
 		return publicListener(m, w)
 	}
-	u, ok := findUpstream(m, w, func(u upstream) bool { return OutboundListener(u.Upstream) == name })
-	if !ok {
-		return nil, false
+	if t, transparent := m.Transparent(w); transparent {
+		switch name {
+		case InboundCapture:
+			return inboundCapture(m, w)
+		case OutboundCapture(t):
+			return outboundCapture(m, w, t), true
+		}
 	}
-	return outboundListener(m, w, u), true
+	var l *resource.Listener
+	explicit(m, w, func(u upstream) bool {
+		if u.Bound() && OutboundListener(u.Upstream) == name {
+			l = outboundListener(m, w, u)
+		}
+		return l == nil
+	})
+	return l, l != nil
 }
 
 // outboundListener serves the application's calls to one upstream.
@@ -67,9 +94,15 @@ func outboundListener(m *mesh.Snapshot, w *mesh.Workload, u upstream) *resource.
 	} else {
 		l.Address = resource.Address{Host: listenHost(bindAddress(u.Upstream), "127.0.0.1"), Port: uint16(u.LocalBindPort)}
 	}
-	chain := resource.FilterChain{Name: l.Name}
+	l.Chains = []resource.FilterChain{upstreamChain(m, l.Name, u, p.HTTP())}
+	return l
+}
+
+// upstreamChain leads to an upstream, by request or by connection.
+func upstreamChain(m *mesh.Snapshot, name string, u upstream, http bool) resource.FilterChain {
+	chain := resource.FilterChain{Name: name}
 	stat := "upstream." + u.Service.Name
-	if p.HTTP() {
+	if http {
 		chain.HTTP = &resource.HTTPManager{
 			StatPrefix: stat,
 			RouteName:  u.clusterName(),
@@ -80,8 +113,7 @@ func outboundListener(m *mesh.Snapshot, w *mesh.Workload, u upstream) *resource.
 	} else {
 		chain.TCP = &resource.TCPProxy{StatPrefix: stat, Cluster: u.clusterName()}
 	}
-	l.Chains = []resource.FilterChain{chain}
-	return l
+	return chain
 }
 
 // publicListener takes the mesh's calls to the workload's application. L4
@@ -99,8 +131,26 @@ func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 		Metadata: metadata(w.Service, p, registration(w)),
 	}
 	l.Metadata[resource.MetaWorkload] = instanceID(w.Instance)
+	l.Chains = meshChains(m, w, app, PublicListener)
+	return l, true
+}
+
+// meshChains take connections of the mesh. Where nobody declares what the
+// application speaks there are two: the caller's sidecar, which has seen what its
+// application said, offers ALPN for HTTP and none for anything else.
+func meshChains(m *mesh.Snapshot, w *mesh.Workload, app localCluster, name string) []resource.FilterChain {
+	p := m.Protocol(w.Service)
+	if p.Declared() {
+		return []resource.FilterChain{meshChain(m, w, app, name, p.HTTP())}
+	}
+	http := meshChain(m, w, app.detected(), name+detectedSuffix, true)
+	http.Match.ApplicationProtocols = httpALPN()
+	return []resource.FilterChain{meshChain(m, w, app, name, false), http}
+}
+
+func meshChain(m *mesh.Snapshot, w *mesh.Workload, app localCluster, name string, http bool) resource.FilterChain {
 	chain := resource.FilterChain{
-		Name: PublicListener,
+		Name: name,
 		TLS: &resource.DownstreamTLS{
 			RequireClientCert: true,
 			TLSParams: resource.TLSParams{
@@ -113,22 +163,29 @@ func publicListener(m *mesh.Snapshot, w *mesh.Workload) (*resource.Listener, boo
 	// answered with 403 and its reason, a TCP connection can only be closed.
 	// Either way connections that are open are authorised again at each change.
 	rules := intentions(m, w.Service)
-	if p.HTTP() {
+	if http {
 		chain.TLS.ALPN = httpALPN()
-		chain.HTTP = &resource.HTTPManager{
-			StatPrefix: PublicListener,
-			Route:      inboundRoute(m, w, app),
-			Filters:    []resource.HTTPFilter{{Name: httpRBAC, RBAC: rules}, {Name: httpRouter, Router: &resource.Router{}}},
-			XFCC:       resource.SanitizeSetXFCC,
-			Upgrades:   []string{"websocket"},
-		}
-		requestsOf(m, w.Service).apply(chain.HTTP)
+		chain.HTTP = inboundManager(m, w, app)
+		chain.HTTP.XFCC = resource.SanitizeSetXFCC
+		chain.HTTP.Filters = slices.Insert(chain.HTTP.Filters, 0, resource.HTTPFilter{Name: httpRBAC, RBAC: rules})
 	} else {
 		chain.Network = []resource.NetworkFilter{{Name: networkRBAC, RBAC: rules}}
 		chain.TCP = &resource.TCPProxy{StatPrefix: PublicListener, Cluster: app.name()}
 	}
-	l.Chains = []resource.FilterChain{chain}
-	return l, true
+	return chain
+}
+
+// inboundManager gives requests to the application, whoever sent them; what they
+// claim of their sender is taken away.
+func inboundManager(m *mesh.Snapshot, w *mesh.Workload, app localCluster) *resource.HTTPManager {
+	h := &resource.HTTPManager{
+		StatPrefix: PublicListener,
+		Route:      inboundRoute(m, w, app),
+		Filters:    []resource.HTTPFilter{{Name: httpRouter, Router: &resource.Router{}}},
+		Upgrades:   []string{"websocket"},
+	}
+	requestsOf(m, w.Service).apply(h)
+	return h
 }
 
 // publicAddress is where the registration says that the proxy is, unless

@@ -70,6 +70,9 @@ func SPIFFEID(m *mesh.Snapshot, n discovery.ServiceName) string {
 // cluster's name, so that callers with equal options share one cluster.
 type options struct {
 	ConnectTimeout time.Duration // 0: default
+	// Detected: it takes what turned out to be HTTP of a service whose protocol
+	// nobody declares.
+	Detected bool
 	MaxConnections, MaxPendingRequests,
 	MaxConcurrentRequests int // 0: no limit
 }
@@ -77,6 +80,9 @@ type options struct {
 // suffix is what the options add to a cluster's name; "" for the defaults.
 func (o options) suffix() string {
 	var b strings.Builder
+	if o.Detected {
+		b.WriteString(detectedSuffix)
+	}
 	if o.ConnectTimeout != 0 {
 		fmt.Fprintf(&b, "|connect_timeout=%s", o.ConnectTimeout)
 	}
@@ -94,6 +100,10 @@ func (o options) suffix() string {
 	}
 	return b.String()
 }
+
+// detectedSuffix is part of the names of chains, clusters and routes for what
+// turned out to be HTTP.
+const detectedSuffix = "|http"
 
 // upstreamOptions are, field by field and first wins, as Consul merges them:
 // the upstream's own config, the caller's service-defaults UpstreamConfig for

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/parrel-mesh/parrel/controlplane/vip"
 	"github.com/parrel-mesh/parrel/discovery"
 )
 
@@ -40,6 +41,14 @@ type Change struct {
 	// Intentions are the destinations whose service-intentions changed; Name
 	// and Namespace may be "*". Their datacenter is the mesh's own.
 	Intentions []discovery.ServiceName
+	// Connect are the services that became part of the mesh or ceased to be: got
+	// their first, or lost their last, proxy or connect-native instance.
+	Connect []discovery.ServiceName
+	// Virtual are the services whose virtual addresses are different.
+	Virtual []discovery.ServiceName
+	// Transparent are the partitions whose mesh entry says something else of
+	// transparent proxies.
+	Transparent []string
 	// Requests are the partitions whose mesh entry says something else of how
 	// requests are read.
 	Requests []string
@@ -56,7 +65,8 @@ type Change struct {
 
 // Empty says whether no resource can be different.
 func (c Change) Empty() bool {
-	return !c.All && !c.Roots && len(c.Endpoints)+len(c.Services)+len(c.Intentions)+len(c.Requests)+len(c.Workloads) == 0
+	return !c.All && !c.Roots && len(c.Endpoints)+len(c.Services)+len(c.Intentions)+len(c.Requests)+len(c.Workloads)+
+		len(c.Connect)+len(c.Virtual)+len(c.Transparent) == 0
 }
 
 // Version is one remembered step of the mesh.
@@ -70,6 +80,7 @@ type Builder struct {
 	cfg     Config
 	current *Snapshot
 	history []Version
+	addrs   vip.Assigner
 }
 
 // NewBuilder returns a Builder whose mesh is empty.
@@ -96,6 +107,8 @@ func (b *Builder) Apply(d discovery.Delta) (*Snapshot, Change) {
 		entries:    newEdit(b.current.entries),
 		workloads:  newEdit(b.current.workloads),
 		dependants: newEdit(b.current.dependants),
+		virtual:    newEdit(b.current.virtual),
+		addrs:      &b.addrs,
 		touched:    map[string]bool{},
 	}
 	next := *b.current
@@ -116,6 +129,10 @@ func (b *Builder) Apply(d discovery.Delta) (*Snapshot, Change) {
 	next.Version++
 	next.services, next.entries = a.services.done(), a.entries.done()
 	next.workloads, next.dependants = a.workloads.done(), a.dependants.done()
+	next.virtual = a.virtual.done()
+	if next.callable == nil || ch.All || len(ch.Connect)+len(ch.Intentions) > 0 {
+		next.callable = &callables{}
+	}
 	b.current = &next
 	b.history = append(b.history, Version{&next, ch})
 	if over := len(b.history) - b.cfg.History; over > 0 {
@@ -131,6 +148,8 @@ type application struct {
 	entries    *edit[discovery.EntryKey, *discovery.ConfigEntry]
 	workloads  *edit[string, []*Workload]
 	dependants *edit[discovery.ServiceName, []string]
+	virtual    *edit[discovery.ServiceName, Virtual]
+	addrs      *vip.Assigner
 	touched    map[string]bool // keys of workloads
 	ch         Change
 }
@@ -200,6 +219,10 @@ func (a *application) service(name discovery.ServiceName, next *discovery.Servic
 	}
 	a.ch.Endpoints = append(a.ch.Endpoints, name)
 	a.proxies(name, prev, next)
+	if part(prev) != part(next) {
+		a.ch.Connect = append(a.ch.Connect, name)
+	}
+	a.addresses(name, next)
 }
 
 // sameService compares what a catalogue says of a service. Index is for
@@ -350,8 +373,6 @@ func newWorkload(name discovery.ServiceName, p *discovery.Instance, datacenter s
 			r.Unsupported = "upstreams of a cluster peer are not executed"
 		case u.DestinationName == "":
 			r.Unsupported = "it names no destination"
-		case u.LocalBindPort == 0 && u.LocalBindSocketPath == "":
-			r.Unsupported = "it has neither local_bind_port nor local_bind_socket_path"
 		case u.LocalBindPort < 0 || u.LocalBindPort > 65535:
 			r.Unsupported = fmt.Sprintf("local_bind_port %d is no port (1 to 65535)", u.LocalBindPort)
 		}
@@ -383,6 +404,9 @@ func (a *application) entry(key discovery.EntryKey, next *discovery.ConfigEntry)
 	case KindMesh:
 		if !reflect.DeepEqual(requestNormalization(prev), requestNormalization(next)) {
 			a.ch.Requests = append(a.ch.Requests, key.Partition)
+		}
+		if transparentSettings(prev) != transparentSettings(next) {
+			a.ch.Transparent = append(a.ch.Transparent, key.Partition)
 		}
 	}
 }
@@ -423,7 +447,7 @@ func sameEntry(a, b *discovery.ConfigEntry) bool {
 // change completes the Change: sorted, each name once.
 func (a *application) change() Change {
 	ch := a.ch
-	for _, list := range []*[]discovery.ServiceName{&ch.Endpoints, &ch.Services, &ch.Intentions} {
+	for _, list := range []*[]discovery.ServiceName{&ch.Endpoints, &ch.Services, &ch.Intentions, &ch.Connect, &ch.Virtual} {
 		slices.SortFunc(*list, discovery.ServiceName.Compare)
 		*list = slices.Compact(*list)
 	}
@@ -431,6 +455,7 @@ func (a *application) change() Change {
 		return cmp.Compare(entryString(a), entryString(b))
 	})
 	slices.Sort(ch.Requests)
+	slices.Sort(ch.Transparent)
 	ch.Workloads = slices.Sorted(maps.Keys(a.touched))
 	if len(ch.Workloads) == 0 {
 		ch.Workloads = nil

@@ -30,6 +30,11 @@ type Protocol struct {
 // HTTP says whether requests can be told apart.
 func (p Protocol) HTTP() bool { return p.Name != ProtocolTCP }
 
+// Declared says whether any entry says what the service speaks. What is not
+// declared counts as tcp, and is found out connection by connection where
+// traffic is captured.
+func (p Protocol) Declared() bool { return p.Entry != nil }
+
 // Protocol returns what the service speaks: service-defaults, else the
 // "protocol" of proxy-defaults, else tcp, as Consul has it.
 func (s *Snapshot) Protocol(name discovery.ServiceName) Protocol {

@@ -35,6 +35,8 @@ type Snapshot struct {
 	entries    *table[discovery.EntryKey, *discovery.ConfigEntry]
 	workloads  *table[string, []*Workload]
 	dependants *table[discovery.ServiceName, []string]
+	virtual    *table[discovery.ServiceName, Virtual]
+	callable   *callables // nil before the first delivery
 }
 
 // Workload is one proxy or connect-native instance: who may open a stream.
@@ -60,6 +62,21 @@ type Upstream struct {
 	Service discovery.ServiceName
 	// Unsupported says why the upstream cannot be served; "" where it can.
 	Unsupported string
+}
+
+// Bound says whether the upstream has a listener of its own. One without is
+// reached by a transparent proxy, at the service's virtual address.
+func (u Upstream) Bound() bool { return u.LocalBindPort > 0 || u.LocalBindSocketPath != "" }
+
+// Served says why a workload's upstream is not served; "" where it is.
+func (s *Snapshot) Served(w *Workload, u Upstream) string {
+	if u.Unsupported != "" || u.Bound() {
+		return u.Unsupported
+	}
+	if _, transparent := s.Transparent(w); transparent {
+		return ""
+	}
+	return "it has neither local_bind_port nor local_bind_socket_path"
 }
 
 // Service returns a service of the catalogue.

@@ -24,17 +24,39 @@ func (w *world) newCatalogue(ctx context.Context) (catalogue, error) {
 	if !w.cfg.Consul {
 		return fileCatalogue{w.l}, nil
 	}
-	c := &consulCatalogue{l: w.l, binary: w.cfg.ConsulBinary}
+	c := &consulCatalogue{w: w, l: w.l, binary: w.cfg.ConsulBinary}
 	p := w.l
-	_, err := w.procs.start("consul", w.cfg.ConsulBinary, "agent", "-dev", "-node", "demo", "-datacenter", p.datacenter, "-log-level", "warn",
+	_, err := w.launch(nil, 0, "consul", w.cfg.ConsulBinary, "agent", "-dev", "-node", "demo", "-datacenter", p.datacenter, "-log-level", "warn",
 		"-hcl", `default_intention_policy = "deny"`, // what no intention names is denied, as in the file catalogue
-		"-bind", "127.0.0.1", "-client", "127.0.0.1",
+		"-bind", p.ip, "-client", "127.0.0.1",
 		"-http-port", fmt.Sprint(p.consulHTTP), "-grpc-port", fmt.Sprint(p.consulGRPC), "-grpc-tls-port", "-1", "-dns-port", fmt.Sprint(p.consulDNS),
 		"-serf-lan-port", fmt.Sprint(p.consulSerf), "-serf-wan-port", fmt.Sprint(p.consulWAN), "-server-port", fmt.Sprint(p.consulRPC))
 	if err != nil {
 		return nil, err
 	}
-	return c, c.wait(ctx)
+	if err := c.wait(ctx, w.outside()); err != nil {
+		return nil, err
+	}
+	for _, h := range w.l.hosts {
+		if h.space == nil {
+			break
+		}
+		if err := c.agent(ctx, h); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// agent starts the agent of a host that is a namespace, as every host of
+// Consul's users has one. What runs there is registered with it.
+func (c *consulCatalogue) agent(ctx context.Context, h *host) error {
+	_, err := c.w.launch(h, 0, "consul-"+h.name, c.binary, "agent", "-node", h.name, "-datacenter", c.l.datacenter, "-log-level", "warn",
+		"-data-dir", filepath.Join(c.l.dataDir(h.name), "consul"), "-bind", h.ip, "-client", "127.0.0.1", "-retry-join", c.l.ip)
+	if err != nil {
+		return err
+	}
+	return c.wait(ctx, h.reach(0))
 }
 
 // fileCatalogue is the folder itself: the control plane watches it.
@@ -58,6 +80,7 @@ func (c fileCatalogue) remove(_ context.Context, id string) error {
 // consulCatalogue talks to a real agent through Consul's own commands, as its
 // documents tell users to.
 type consulCatalogue struct {
+	w      *world
 	l      *layout
 	binary string
 }
@@ -66,8 +89,8 @@ func (c *consulCatalogue) addr() string { return fmt.Sprintf("127.0.0.1:%d", c.l
 
 func (c *consulCatalogue) flags() []string { return []string{"--http-addr", c.addr()} }
 
-// wait returns when the agent has a leader.
-func (c *consulCatalogue) wait(ctx context.Context) error {
+// wait returns when the agent there has a leader.
+func (c *consulCatalogue) wait(ctx context.Context, there from) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
@@ -75,7 +98,7 @@ func (c *consulCatalogue) wait(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client(there).Do(req)
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -106,7 +129,7 @@ func (c *consulCatalogue) publish(ctx context.Context) error {
 
 func isEntry(file string) bool {
 	base := filepath.Base(file)
-	return strings.HasPrefix(base, "intentions-") || strings.HasPrefix(base, "service-defaults-")
+	return strings.HasPrefix(base, "intentions-") || strings.HasPrefix(base, "service-defaults-") || base == "mesh.hcl"
 }
 
 func (c *consulCatalogue) put(ctx context.Context, file, text string) error {
@@ -119,17 +142,19 @@ func (c *consulCatalogue) put(ctx context.Context, file, text string) error {
 
 func (c *consulCatalogue) register(ctx context.Context, file string) error {
 	if isEntry(file) {
-		return c.run(ctx, "config", "write", file)
+		return c.run(ctx, nil, "config", "write", file)
 	}
-	return c.run(ctx, "services", "register", file)
+	return c.run(ctx, c.l.hostOf(strings.TrimSuffix(filepath.Base(file), ".hcl")), "services", "register", file)
 }
 
 func (c *consulCatalogue) remove(ctx context.Context, id string) error {
-	return c.run(ctx, "services", "deregister", "-id", id)
+	return c.run(ctx, c.l.hostOf(id), "services", "deregister", "-id", id)
 }
 
-func (c *consulCatalogue) run(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, c.binary, args...)
+// run runs a command of Consul's on a host, nil for where the server is.
+func (c *consulCatalogue) run(ctx context.Context, h *host, args ...string) error {
+	binary, all := c.w.command(h, 0, c.binary, args...)
+	cmd := exec.CommandContext(ctx, binary, all...)
 	cmd.Env = append(childEnv(), "CONSUL_HTTP_ADDR="+c.addr())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("demo: consul %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))

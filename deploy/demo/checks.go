@@ -112,7 +112,7 @@ func ledgerPeer(ctx context.Context, w *world) error {
 
 // metric wants a sample above zero whose labels contain all of those given.
 func (w *world) metric(ctx context.Context, h *host, name string, labels ...string) error {
-	text, err := w.get(ctx, h.adminURL()+"/stats/prometheus")
+	text, err := w.get(ctx, h.reach(0), h.adminURL()+"/stats/prometheus")
 	if err != nil {
 		return err
 	}
@@ -133,12 +133,12 @@ sample:
 	return fmt.Errorf("%s has no sample above 0 with %s", name, strings.Join(labels, ", "))
 }
 
-func (w *world) get(ctx context.Context, url string) (string, error) {
+func (w *world) get(ctx context.Context, f from, url string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
-	resp, err := w.client.Do(req)
+	resp, err := client(f).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -169,16 +169,16 @@ func (w *world) eventually(ctx context.Context, try func() error) error {
 	}
 }
 
-// usersURL is api's explicit upstream port for users.
+// usersURL is how api reaches users.
 func (w *world) usersURL() string {
-	return fmt.Sprintf("http://127.0.0.1:%d/users", w.l.find("api-1").upstreams["users"])
+	return "http://" + w.l.find("api-1").upstream("users") + "/users"
 }
 
 // whoAnswers asks users n times and counts the answers by instance.
 func (w *world) whoAnswers(ctx context.Context, n int) (map[string]int, error) {
 	seen := map[string]int{}
 	for range n {
-		a, err := w.askURL(ctx, w.usersURL())
+		a, err := w.askURL(ctx, w.as("api-1"), w.usersURL())
 		if err != nil {
 			return seen, err
 		}
@@ -209,7 +209,7 @@ func forgedIdentity(ctx context.Context, w *world) error {
 	}
 	forged := "spiffe://" + w.l.trustDomain + "/ns/default/dc/dc1/svc/king"
 	req.Header.Set("X-Forwarded-Client-Cert", "URI="+forged)
-	resp, err := w.client.Do(req)
+	resp, err := client(w.as("api-1")).Do(req)
 	if err != nil {
 		return err
 	}
@@ -243,7 +243,7 @@ func metricsCount(ctx context.Context, w *world) error {
 func noKeyInDump(ctx context.Context, w *world) error {
 	for _, h := range w.l.hosts {
 		for _, path := range []string{"/config_dump", "/certs"} {
-			text, err := w.get(ctx, h.adminURL()+path)
+			text, err := w.get(ctx, h.reach(0), h.adminURL()+path)
 			if err != nil {
 				return err
 			}

@@ -21,6 +21,7 @@ type Config struct {
 	Dir          string // "" = a temporary folder, removed at the end
 	PortBase     int    // the first port tried
 	Once         bool   // check the mesh and end
+	Netns        bool   // hosts are network namespaces, connections are captured
 	Consul       bool   // a real Consul agent instead of the file catalogue
 	ConsulBinary string // with Consul: its binary
 	Out          io.Writer
@@ -38,7 +39,27 @@ type world struct {
 	controlPlane *process
 	sidecars     map[string]*process // by host
 	apps         map[string]*process // by instance id
-	client       *http.Client
+}
+
+// layOut decides where everything is and writes it down.
+func (w *world) layOut(dir string) (err error) {
+	if err := os.MkdirAll(filepath.Join(dir, "log"), 0o700); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	if w.cfg.Netns {
+		names := []string{"center"}
+		for _, p := range place {
+			names = append(names, p.host)
+		}
+		spaces, err := w.procs.newSpaces(w.cfg.Binary, names...)
+		if err != nil {
+			return err
+		}
+		w.l = newSpacedLayout(dir, spaces)
+	} else if w.l, err = newLayout(dir, &portPicker{next: w.cfg.PortBase}); err != nil {
+		return err
+	}
+	return w.l.write()
 }
 
 // Run runs the demo until ctx ends, or, with Once, until its checks are done.
@@ -49,25 +70,19 @@ func Run(ctx context.Context, cfg Config) (passed, failed int, err error) {
 		return 0, 0, err
 	}
 	defer remove()
-	ports := &portPicker{next: cfg.PortBase}
-	l, err := newLayout(dir, ports)
-	if err != nil {
-		return 0, 0, err
-	}
-	if err := l.write(); err != nil {
-		return 0, 0, err
-	}
 	w := &world{
-		cfg: cfg, l: l,
+		cfg:      cfg,
 		procs:    newProcesses(filepath.Join(dir, "log"), childEnv()),
 		sidecars: map[string]*process{}, apps: map[string]*process{},
-		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		w.procs.stopAll(end, 5*time.Second)
 	}()
+	if err := w.layOut(dir); err != nil {
+		return 0, 0, err
+	}
 	if err := w.start(ctx); err != nil {
 		return 0, 0, w.explainFailure(err)
 	}
@@ -152,7 +167,7 @@ func (w *world) startControlPlane() error {
 		"--ca-dir", w.l.caDir(), "--trust-domain", w.l.trustDomain, "--datacenter", w.l.datacenter,
 		"--grpc-bind", w.l.xdsAddr(), "--http-bind", fmt.Sprintf("127.0.0.1:%d", w.l.api),
 		"--default-intention", "deny"}
-	p, err := w.procs.start("controlplane", w.cfg.Binary, append(args, w.cat.flags()...)...)
+	p, err := w.launch(nil, 0, "controlplane", w.cfg.Binary, append(args, w.cat.flags()...)...)
 	w.controlPlane = p
 	return err
 }
@@ -163,17 +178,20 @@ func (w *world) startSidecar(h *host) error {
 	for _, i := range h.instances {
 		args = append(args, "--sidecar-for", i.id+"="+i.role)
 	}
-	p, err := w.procs.start("sidecar-"+h.name, w.cfg.Binary, args...)
+	if h.space != nil {
+		args = append(args, w.captureFlags(h)...)
+	}
+	p, err := w.launch(h, 0, "sidecar-"+h.name, w.cfg.Binary, args...)
 	w.sidecars[h.name] = p
 	return err
 }
 
 func (w *world) startApp(i *instance) error {
 	args := []string{"shop", "--role", i.role, "--instance", i.id, "--version", i.version, "--listen", i.addr()}
-	for name, port := range i.upstreams {
-		args = append(args, "--upstream", fmt.Sprintf("%s=127.0.0.1:%d", name, port))
+	for _, name := range calls[i.role] {
+		args = append(args, "--upstream", name+"="+i.upstream(name))
 	}
-	p, err := w.procs.start(i.id, w.cfg.Binary, args...)
+	p, err := w.launch(w.l.hostOf(i.id), i.uid, i.id, w.cfg.Binary, args...)
 	w.apps[i.id] = p
 	return err
 }
@@ -181,15 +199,20 @@ func (w *world) startApp(i *instance) error {
 // ask sends one request to web and returns its answer; an answer with an error
 // anywhere in its tree is an error.
 func (w *world) ask(ctx context.Context) (*shop.Answer, error) {
-	return w.askURL(ctx, "http://"+w.l.find("web-1").addr()+"/")
+	return w.askURL(ctx, w.outside(), "http://"+w.l.find("web-1").addr()+"/")
 }
 
-func (w *world) askURL(ctx context.Context, url string) (*shop.Answer, error) {
+// client is an HTTP client that connects anew for each request.
+func client(f from) *http.Client {
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: f.dial}}
+}
+
+func (w *world) askURL(ctx context.Context, f from, url string) (*shop.Answer, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := w.client.Do(req)
+	resp, err := client(f).Do(req)
 	if err != nil {
 		return nil, err
 	}

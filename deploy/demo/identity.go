@@ -27,7 +27,7 @@ import (
 	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/mtls/ca"
 	"github.com/parrel-mesh/parrel/mtls/remote"
-	"github.com/parrel-mesh/parrel/xds/client"
+	xdsclient "github.com/parrel-mesh/parrel/xds/client"
 )
 
 // identityOf issues an SVID of service from authority, as only somebody with
@@ -89,13 +89,12 @@ func (w *world) getAs(ctx context.Context, id mtls.Source) (int, error) {
 		return 0, err
 	}
 	cfg := mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: id, Authorise: mtls.Expect(want), ALPN: []string{"http/1.1"}}})
-	d := tls.Dialer{Config: cfg}
-	conn, err := d.DialContext(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close()
-	return roundTrip(ctx, conn)
+	return roundTrip(ctx, tls.Client(conn, cfg))
 }
 
 // roundTrip sends one request on a raw connection.
@@ -131,8 +130,7 @@ func refused(status int, err error) error {
 }
 
 func plaintextRefused(ctx context.Context, w *world) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
 		return err
 	}
@@ -184,13 +182,12 @@ func noCertificateRefused(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	d := tls.Dialer{Config: cfg}
-	conn, err := d.DialContext(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
-		return refused(0, err)
+		return err
 	}
 	defer conn.Close()
-	return refused(roundTrip(ctx, conn))
+	return refused(roundTrip(ctx, tls.Client(conn, cfg)))
 }
 
 func rightIdentity(ctx context.Context, w *world) error {
@@ -248,10 +245,13 @@ func (w *world) configFor(ctx context.Context, id mtls.Source, node string) (int
 		creds = credentials.NewTLS(cfg)
 	}
 	got := &counter{}
-	c, err := client.New(client.Config{
-		Node: client.Node{ID: node},
+	c, err := xdsclient.New(xdsclient.Config{
+		Node: xdsclient.Node{ID: node},
 		Dial: func(context.Context) (*grpc.ClientConn, error) {
-			return grpc.NewClient("passthrough:///"+w.l.xdsAddr(), append(client.DialOptions(), grpc.WithTransportCredentials(creds))...)
+			return grpc.NewClient("passthrough:///"+w.l.xdsAddr(), append(xdsclient.DialOptions(), grpc.WithTransportCredentials(creds),
+				grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+					return w.outside().dial(ctx, "tcp", address)
+				}))...)
 		},
 		Handler: got,
 	})
@@ -277,7 +277,7 @@ func (w *world) configFor(ctx context.Context, id mtls.Source, node string) (int
 // counter counts the resources that a stream brought.
 type counter struct{ n int }
 
-func (c *counter) Apply(u client.Update) { c.n += len(u.Upserted) }
+func (c *counter) Apply(u xdsclient.Update) { c.n += len(u.Upserted) }
 
 func noIdentityNoConfig(ctx context.Context, w *world) error {
 	n, reason, err := w.configFor(ctx, nil, "web-1-sidecar-proxy")
@@ -317,6 +317,9 @@ func usedToken(ctx context.Context, w *world) error {
 	src, err := remote.New(remote.Config{
 		Address: w.l.xdsAddr(), DataDir: filepath.Join(w.l.dir, "data", "thief"), Service: "users",
 		Token: strings.TrimSpace(string(token)),
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return w.outside().dial(ctx, "tcp", address)
+		},
 	})
 	if err != nil {
 		return err

@@ -14,20 +14,35 @@ type instance struct {
 	id        string // Consul's service id: users-2
 	role      string
 	version   string
+	ip        string         // its host's
+	uid       int            // who it runs as; 0: whoever runs the demo
 	port      int            // the program's own
 	proxyPort int            // its sidecar's public listener
-	upstreams map[string]int // name → local bind port
+	upstreams map[string]int // name → local bind port; none where connections are captured
 }
 
-func (i *instance) addr() string      { return fmt.Sprintf("127.0.0.1:%d", i.port) }
-func (i *instance) proxyAddr() string { return fmt.Sprintf("127.0.0.1:%d", i.proxyPort) }
+func (i *instance) addr() string      { return fmt.Sprintf("%s:%d", i.ip, i.port) }
+func (i *instance) proxyAddr() string { return fmt.Sprintf("%s:%d", i.ip, i.proxyPort) }
+
+// upstream is the address under which the instance's program reaches a service.
+func (i *instance) upstream(name string) string {
+	if port, ok := i.upstreams[name]; ok {
+		return fmt.Sprintf("127.0.0.1:%d", port)
+	}
+	return virtualNames[name]
+}
 
 // host stands for a machine: the instances on it share one sidecar process.
 type host struct {
 	name      string
-	admin     int // port of the sidecar's admin listener
+	ip        string
+	space     *space // nil: this machine
+	admin     int    // port of the sidecar's admin listener
 	instances []*instance
 }
+
+// reach names a connection's start to [world.dial]: a host and a user of it.
+func (h *host) reach(uid int) from { return from{h.space, uid} }
 
 // layout is everything that is decided before the first process starts.
 type layout struct {
@@ -44,6 +59,11 @@ type layout struct {
 	consulWAN   int
 	hosts       []*host
 	ports       *portPicker
+
+	// Where hosts are namespaces: those, and that of the control plane, of Consul's
+	// server and of clients outside of the mesh. Nil on loopback.
+	center *space
+	ip     string // the control plane's
 }
 
 // protocols of the shop's services, in the words of service-defaults.
@@ -58,22 +78,24 @@ var calls = map[string][]string{
 	"api": {"ledger", "orders", "pricing", "users"},
 }
 
+// place says what runs where: id, role, version.
+var place = []struct {
+	host      string
+	instances [][3]string
+}{
+	{"east", [][3]string{{"orders-1", "orders", "v1"}, {"users-1", "users", "v1"}, {"pricing-1", "pricing", "v1"}}},
+	{"west", [][3]string{{"web-1", "web", "v1"}, {"api-1", "api", "v1"}, {"users-2", "users", "v2"}, {"ledger-1", "ledger", "v1"}}},
+}
+
 // newLayout places the shop on two hosts. A token gives each service once, so
 // that the two instances of users are on different ones.
 func newLayout(dir string, ports *portPicker) (*layout, error) {
-	l := &layout{dir: dir, trustDomain: "demo.parrel", datacenter: "dc1", ports: ports}
-	place := []struct {
-		host      string
-		instances [][3]string // id, role, version
-	}{
-		{"east", [][3]string{{"orders-1", "orders", "v1"}, {"users-1", "users", "v1"}, {"pricing-1", "pricing", "v1"}}},
-		{"west", [][3]string{{"web-1", "web", "v1"}, {"api-1", "api", "v1"}, {"users-2", "users", "v2"}, {"ledger-1", "ledger", "v1"}}},
-	}
+	l := &layout{dir: dir, trustDomain: "demo.parrel", datacenter: "dc1", ports: ports, ip: "127.0.0.1"}
 	if err := ports.take(&l.xds, &l.api, &l.consulHTTP, &l.consulGRPC, &l.consulDNS, &l.consulSerf, &l.consulRPC, &l.consulWAN); err != nil {
 		return nil, err
 	}
 	for _, p := range place {
-		h := &host{name: p.host}
+		h := &host{name: p.host, ip: l.ip}
 		if err := ports.take(&h.admin); err != nil {
 			return nil, err
 		}
@@ -90,7 +112,7 @@ func newLayout(dir string, ports *portPicker) (*layout, error) {
 }
 
 func (l *layout) newInstance(id, role, version string) (*instance, error) {
-	in := &instance{id: id, role: role, version: version, upstreams: map[string]int{}}
+	in := &instance{id: id, role: role, version: version, ip: l.ip, upstreams: map[string]int{}}
 	if err := l.ports.take(&in.port, &in.proxyPort); err != nil {
 		return nil, err
 	}
@@ -133,7 +155,7 @@ func (l *layout) tokenFile(service string) string {
 	return filepath.Join(l.dir, "tokens", service)
 }
 func (l *layout) logFile(name string) string { return filepath.Join(l.dir, "log", name+".log") }
-func (l *layout) xdsAddr() string            { return fmt.Sprintf("127.0.0.1:%d", l.xds) }
+func (l *layout) xdsAddr() string            { return fmt.Sprintf("%s:%d", l.ip, l.xds) }
 func (l *layout) apiURL() string             { return fmt.Sprintf("http://127.0.0.1:%d", l.api) }
 func (h *host) adminURL() string             { return fmt.Sprintf("http://127.0.0.1:%d", h.admin) }
 
@@ -144,7 +166,11 @@ func (l *layout) spiffeID(service string) string {
 // definition is the instance's service definition, as Consul's users write it.
 func definition(in *instance) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "service {\n  name    = %q\n  id      = %q\n  address = \"127.0.0.1\"\n  port    = %d\n  meta {\n    version = %q\n  }\n", in.role, in.id, in.port, in.version)
+	fmt.Fprintf(&b, "service {\n  name    = %q\n  id      = %q\n  address = %q\n  port    = %d\n  meta {\n    version = %q\n", in.role, in.id, in.ip, in.port, in.version)
+	if in.uid != 0 {
+		fmt.Fprintf(&b, "    parrel-uid = \"%d\"\n", in.uid)
+	}
+	b.WriteString("  }\n")
 	switch protocols[in.role] {
 	case "http":
 		fmt.Fprintf(&b, "  check {\n    id       = \"%s-http\"\n    http     = \"http://%s/health\"\n    interval = \"1s\"\n    timeout  = \"1s\"\n  }\n", in.id, in.addr())
@@ -156,7 +182,10 @@ func definition(in *instance) string {
 	// The alias has a state from the start: Consul's agent sometimes loses the
 	// first run of a new alias check, which then stays critical for a minute.
 	fmt.Fprintf(&b, "  connect {\n    sidecar_service {\n      port = %d\n      check {\n        name          = \"%s is alive\"\n        alias_service = %q\n        status        = \"passing\"\n      }\n", in.proxyPort, in.id, in.id)
-	if len(in.upstreams) > 0 {
+	switch {
+	case in.uid != 0:
+		b.WriteString("      proxy {\n        mode = \"transparent\"\n      }\n")
+	case len(in.upstreams) > 0:
 		b.WriteString("      proxy {\n        upstreams = [\n")
 		for _, u := range calls[in.role] {
 			fmt.Fprintf(&b, "          {\n            destination_name = %q\n            local_bind_port  = %d\n          },\n", u, in.upstreams[u])
@@ -208,6 +237,15 @@ func (l *layout) write() error {
 		}
 	}
 	files := entries()
+	if l.center != nil {
+		// Nobody answers there: what is not the mesh's own has no address.
+		if err := os.WriteFile(l.resolvConf(), []byte("nameserver "+l.ip+"\n"), 0o644); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+		for name, text := range openWeb() {
+			files[name] = text
+		}
+	}
 	for _, h := range l.hosts {
 		for _, i := range h.instances {
 			files[i.id+".hcl"] = definition(i)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"time"
 )
@@ -17,9 +16,7 @@ const reauthorisation = time.Second
 // denyEndsConnection holds a connection to ledger open, forbids it, and wants
 // it ended in time; then allows it again.
 func denyEndsConnection(ctx context.Context, w *world) (err error) {
-	addr := fmt.Sprintf("127.0.0.1:%d", w.l.find("api-1").upstreams["ledger"])
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", addr)
+	conn, err := w.as("api-1").dial(ctx, "tcp", w.l.find("api-1").upstream("ledger"))
 	if err != nil {
 		return err
 	}

@@ -77,6 +77,11 @@ func newProcesses(logDir string, env []string) *processes {
 
 // start runs a command whose output goes to the log file of that name.
 func (p *processes) start(name, binary string, args ...string) (*process, error) {
+	return p.startIn(0, name, binary, args...)
+}
+
+// startIn is start in new namespaces, by clone(2)'s flags.
+func (p *processes) startIn(flags uintptr, name, binary string, args ...string) (*process, error) {
 	logFile, err := os.OpenFile(filepath.Join(p.logDir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("demo: %w", err)
@@ -85,7 +90,7 @@ func (p *processes) start(name, binary string, args ...string) (*process, error)
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = p.env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = child(flags)
 	started := make(chan error)
 	p.spawn <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {

@@ -30,7 +30,8 @@ func instance(e *api.ServiceEntry) *discovery.Instance {
 		Service: serviceName(s.Partition, s.Namespace, e.Node.Datacenter, s.PeerName, s.Service),
 		ID:      s.ID, Node: e.Node.Node, Kind: discovery.Kind(s.Kind),
 		Address: cmp.Or(s.Address, e.Node.Address), Port: s.Port, SocketPath: s.SocketPath,
-		Tags: s.Tags, Meta: s.Meta, Native: s.Connect != nil && s.Connect.Native, Origin: origin,
+		Tagged: tagged(s.TaggedAddresses),
+		Tags:   s.Tags, Meta: s.Meta, Native: s.Connect != nil && s.Connect.Native, Origin: origin,
 	}
 	for _, l := range []*api.Locality{s.Locality, e.Node.Locality} {
 		if l != nil && in.Region == "" && in.Zone == "" {
@@ -63,6 +64,9 @@ func proxy(p *api.AgentServiceConnectProxyConfig) *discovery.Proxy {
 		LocalServiceAddress: p.LocalServiceAddress, LocalServicePort: p.LocalServicePort,
 		LocalServiceSocket: p.LocalServiceSocketPath, Mode: string(p.Mode), Config: p.Config,
 	}
+	if t := p.TransparentProxy; t != nil {
+		out.TransparentProxy = discovery.TransparentProxy{OutboundListenerPort: t.OutboundListenerPort, DialedDirectly: t.DialedDirectly}
+	}
 	for _, u := range p.Upstreams {
 		up := discovery.Upstream{
 			DestinationType: cmp.Or(string(u.DestinationType), "service"), DestinationName: u.DestinationName,
@@ -80,6 +84,19 @@ func proxy(p *api.AgentServiceConnectProxyConfig) *discovery.Proxy {
 	var fields map[string]any
 	if text, err := json.Marshal(p); err == nil && json.Unmarshal(text, &fields) == nil {
 		out.Set = discovery.SetPaths(fields, "Proxy")
+	}
+	return out
+}
+
+// tagged leaves the ports out: Consul gives the proxy's own, which a virtual
+// address does not have.
+func tagged(in map[string]api.ServiceAddress) map[string]string {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(in))
+	for tag, a := range in {
+		out[tag] = a.Address
 	}
 	return out
 }

@@ -13,12 +13,16 @@ import (
 	"github.com/parrel-mesh/parrel/test/consultest"
 )
 
+// patience bounds waits for what a real agent has to say: it runs an alias check
+// of which it missed a change once a minute.
+const patience = 90 * time.Second
+
 // TestRealAgent goes through the life of a service with a real agent.
 func TestRealAgent(t *testing.T) {
 	agent := consultest.Dev(t, consultest.Options{})
 	v, stop := run(t, Config{Address: agent.HTTP})
 	defer stop()
-	v.await(t, 10*time.Second, "a first delivery", func(v *view) bool { return v.full == 1 && v.roots != nil })
+	v.await(t, patience, "a first delivery", func(v *view) bool { return v.full == 1 && v.roots != nil })
 	if v.policy != discovery.Allow {
 		t.Errorf("an agent without ACLs allows; the policy is %q", v.policy)
 	}
@@ -40,7 +44,7 @@ func TestRealAgent(t *testing.T) {
 			if err := reg.RegisterProxy(t.Context(), ProxyRegistration{Service: "web", ServiceID: id, Port: 21000 + i, ServicePort: 8000 + i}); err != nil {
 				t.Fatal(err)
 			}
-			v.await(t, 5*time.Second, "the proxy passing", func(v *view) bool {
+			v.await(t, patience, "the proxy passing", func(v *view) bool {
 				p := proxies(v, "web")
 				return len(p) == i+1 && p[i].Health == discovery.Passing
 			})
@@ -67,7 +71,7 @@ func TestRealAgent(t *testing.T) {
 
 	t.Run("weights", func(t *testing.T) {
 		agent.Register(`{"ID":"w","Name":"weighty","Port":1,"Weights":{"Passing":3,"Warning":2},"Connect":{"Native":true}}`)
-		v.await(t, 5*time.Second, "weights 3 and 2", func(v *view) bool {
+		v.await(t, patience, "weights 3 and 2", func(v *view) bool {
 			p := proxies(v, "weighty")
 			return len(p) == 1 && p[0].Weights == discovery.Weights{Passing: 3, Warning: 2} && p[0].Native
 		})
@@ -85,19 +89,19 @@ func TestRealAgent(t *testing.T) {
 			}
 		}
 		agent.Put("/v1/agent/check/register", `{"ID":"c","Name":"c","ServiceID":"web-1","TTL":"60s","Status":"critical"}`)
-		v.await(t, 5*time.Second, "critical by the alias", health(discovery.Critical))
+		v.await(t, patience, "critical by the alias", health(discovery.Critical))
 		agent.Put("/v1/agent/check/warn/c", nil)
-		v.await(t, 5*time.Second, "warning", health(discovery.Warning))
+		v.await(t, patience, "warning", health(discovery.Warning))
 		agent.Put("/v1/agent/check/pass/c", nil)
-		v.await(t, 5*time.Second, "passing", health(discovery.Passing))
+		v.await(t, patience, "passing", health(discovery.Passing))
 		agent.Put("/v1/agent/service/maintenance/web-1-sidecar-proxy?enable=true", nil)
-		v.await(t, 5*time.Second, "maintenance", health(discovery.Maintenance))
+		v.await(t, patience, "maintenance", health(discovery.Maintenance))
 		agent.Put("/v1/agent/service/maintenance/web-1-sidecar-proxy?enable=false", nil)
-		v.await(t, 5*time.Second, "passing again", health(discovery.Passing))
+		v.await(t, patience, "passing again", health(discovery.Passing))
 		agent.Put("/v1/agent/maintenance?enable=true", nil)
-		v.await(t, 5*time.Second, "node maintenance", health(discovery.Maintenance))
+		v.await(t, patience, "node maintenance", health(discovery.Maintenance))
 		agent.Put("/v1/agent/maintenance?enable=false", nil)
-		v.await(t, 5*time.Second, "passing at last", health(discovery.Passing))
+		v.await(t, patience, "passing at last", health(discovery.Passing))
 	})
 
 	t.Run("entries", func(t *testing.T) {
@@ -107,7 +111,7 @@ func TestRealAgent(t *testing.T) {
 		agent.Entry(`{"Kind":"service-defaults","Name":"web","Protocol":"http"}`)
 		agent.Entry(`{"Kind":"service-intentions","Name":"web","Sources":[{"Name":"*","Action":"deny"},{"Name":"api","Action":"allow"}]}`)
 		agent.Entry(`{"Kind":"service-router","Name":"web","Routes":[]}`)
-		v.await(t, 5*time.Second, "all entries", func(v *view) bool { return len(v.entries) == 3 })
+		v.await(t, patience, "all entries", func(v *view) bool { return len(v.entries) == 3 })
 		in := v.entries[key("service-intentions", "web")].Body.(*discovery.ServiceIntentions)
 		if len(in.Sources) != 2 || in.Sources[0].Name != "api" || in.Sources[0].Precedence != 9 || in.Sources[1].Precedence != 8 {
 			t.Errorf("intentions %+v", in)
@@ -116,22 +120,27 @@ func TestRealAgent(t *testing.T) {
 			t.Errorf("router %+v", e)
 		}
 		agent.DeleteEntry("service-intentions", "web")
-		v.await(t, 5*time.Second, "the intention gone", func(v *view) bool { return v.entries[key("service-intentions", "web")] == nil })
+		v.await(t, patience, "the intention gone", func(v *view) bool { return v.entries[key("service-intentions", "web")] == nil })
 	})
 
 	t.Run("deregistered", func(t *testing.T) {
-		if err := reg.DeregisterProxy(t.Context(), "web-4-sidecar-proxy"); err != nil {
-			t.Fatal(err)
+		var took []time.Duration
+		for _, i := range []int{4, 3, 2} { // and as many are left
+			if err := reg.DeregisterProxy(t.Context(), fmt.Sprintf("web-%d-sidecar-proxy", i)); err != nil {
+				t.Fatal(err)
+			}
+			took = append(took, v.await(t, patience, "one proxy fewer", func(v *view) bool { return len(proxies(v, "web")) == i }))
 		}
-		if took := v.await(t, 5*time.Second, "one proxy fewer", func(v *view) bool { return len(proxies(v, "web")) == 4 }); took > 250*time.Millisecond {
-			t.Errorf("a single removal took %s", took)
+		// The middle one: the machine may be busy with other tests.
+		if slices.Sort(took); took[1] > 250*time.Millisecond {
+			t.Errorf("single removals took %s", took)
 		}
 		if err := reg.DeregisterProxy(t.Context(), "web-4-sidecar-proxy"); err != nil {
 			t.Errorf("deregistering again: %v", err)
 		}
 		agent.Deregister("w")
-		v.await(t, 5*time.Second, "the service kept and stale, or gone", func(v *view) bool { return v.services["weighty"] == nil || v.services["weighty"].Stale })
-		v.await(t, 5*time.Second, "the service gone once that was confirmed", func(v *view) bool { return v.services["weighty"] == nil })
+		v.await(t, patience, "the service kept and stale, or gone", func(v *view) bool { return v.services["weighty"] == nil || v.services["weighty"].Stale })
+		v.await(t, patience, "the service gone once that was confirmed", func(v *view) bool { return v.services["weighty"] == nil })
 	})
 }
 
@@ -144,16 +153,16 @@ func TestRealAgentForgets(t *testing.T) {
 	}
 	v, stop := run(t, Config{Address: agent.HTTP, ConfirmCollapse: 3 * time.Second})
 	defer stop()
-	v.await(t, 10*time.Second, "six services", func(v *view) bool { return len(v.services) == 6 })
+	v.await(t, patience, "six services", func(v *view) bool { return len(v.services) == 6 })
 
 	agent.Stop()
-	v.await(t, 5*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	v.await(t, patience, "stale", func(v *view) bool { return v.status.Stale })
 	if len(v.services) != 6 {
 		t.Errorf("with the agent dead %d services are left", len(v.services))
 	}
 	agent.Start()
-	agent.WaitLeader(30 * time.Second)
-	v.await(t, 10*time.Second, "services marked stale", func(v *view) bool {
+	agent.WaitLeader(patience)
+	v.await(t, patience, "services marked stale", func(v *view) bool {
 		stale := 0
 		for _, s := range v.services {
 			if s.Stale {
@@ -165,7 +174,7 @@ func TestRealAgentForgets(t *testing.T) {
 	for i := range 3 { // half of them register anew
 		agent.Register(map[string]any{"Name": fmt.Sprintf("s%d", i), "Port": 1000 + i, "Connect": map[string]any{"Native": true}})
 	}
-	v.await(t, 15*time.Second, "the others gone once confirmed", func(v *view) bool { return len(v.services) == 3 && !v.status.Stale })
+	v.await(t, patience, "the others gone once confirmed", func(v *view) bool { return len(v.services) == 3 && !v.status.Stale })
 	if v.full != 1 {
 		t.Errorf("%d full deliveries, want 1", v.full)
 	}
@@ -177,15 +186,15 @@ func TestRealAgentBack(t *testing.T) {
 	agent.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
 	v, stop := run(t, Config{Address: agent.HTTP})
 	defer stop()
-	v.await(t, 10*time.Second, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
+	v.await(t, patience, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
 	agent.Stop()
-	v.await(t, 5*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	v.await(t, patience, "stale", func(v *view) bool { return v.status.Stale })
 	agent.Start()
-	agent.WaitLeader(30 * time.Second)
-	took := v.await(t, 10*time.Second, "fresh again", func(v *view) bool { return !v.status.Stale })
+	agent.WaitLeader(patience)
+	took := v.await(t, patience, "fresh again", func(v *view) bool { return !v.status.Stale })
 	t.Logf("fresh %s after the agent had a leader", took)
 	agent.Register(`{"ID":"web-2","Name":"web","Port":2,"Connect":{"Native":true}}`)
-	v.await(t, 5*time.Second, "a second instance", func(v *view) bool { return len(proxies(v, "web")) == 2 })
+	v.await(t, patience, "a second instance", func(v *view) bool { return len(proxies(v, "web")) == 2 })
 }
 
 // TestRealLeaderLoss takes the leader and then the quorum away.
@@ -205,18 +214,18 @@ func TestRealLeaderLoss(t *testing.T) {
 	reader.Register(`{"Name":"web","Port":1,"Connect":{"Native":true}}`)
 	v, stop := run(t, Config{Address: reader.HTTP, Pulse: time.Second})
 	defer stop()
-	v.await(t, 20*time.Second, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
+	v.await(t, patience, "web", func(v *view) bool { return len(proxies(v, "web")) == 1 })
 
 	leader.Stop()
 	other.Stop() // one of three is no quorum: no leader can be elected
-	took := v.await(t, 20*time.Second, "stale", func(v *view) bool { return v.status.Stale })
+	took := v.await(t, patience, "stale", func(v *view) bool { return v.status.Stale })
 	t.Logf("stale after %s: %s", took, v.status.Reason)
 	if s := v.services["web"]; s == nil || len(s.Proxies) != 1 {
 		t.Errorf("without a leader web = %+v", s)
 	}
 	leader.Start()
 	other.Start()
-	v.await(t, 60*time.Second, "fresh again", func(v *view) bool { return !v.status.Stale && v.services["web"] != nil && !v.services["web"].Stale })
+	v.await(t, patience, "fresh again", func(v *view) bool { return !v.status.Stale && v.services["web"] != nil && !v.services["web"].Stale })
 }
 
 // rootToken may do everything on an agent with ACLs.
@@ -239,7 +248,7 @@ func TestRealRequestNormalization(t *testing.T) {
 		{`{"Kind":"mesh","HTTP":{"SanitizeXForwardedClientCert":true}}`, nil},
 	} {
 		agent.Entry(c.entry)
-		v.await(t, 10*time.Second, c.entry, func(v *view) bool {
+		v.await(t, patience, c.entry, func(v *view) bool {
 			e := v.entries[key]
 			if e == nil {
 				return false
@@ -260,7 +269,7 @@ func TestRealACL(t *testing.T) {
 	agent.Entry(`{"Kind":"mesh","TransparentProxy":{"MeshDestinationsOnly":true}}`)
 	v, stop := run(t, Config{Address: agent.HTTP, Token: "7d1c3a60-0000-4a0a-9d3e-000000000001"})
 	defer stop()
-	v.await(t, 10*time.Second, "everything, by the documented rules", func(v *view) bool {
+	v.await(t, patience, "everything, by the documented rules", func(v *view) bool {
 		return len(proxies(v, "web")) == 1 && len(v.entries) == 2 && v.policy == discovery.Deny && v.roots != nil
 	})
 	if len(v.status.Problems) > 0 || v.status.Stale {

@@ -139,7 +139,11 @@ func localAddress(l listener.Status) map[string]any {
 		return map[string]any{"pipe": map[string]any{"path": l.Address}}
 	}
 	n, _ := strconv.Atoi(port)
-	return map[string]any{"socket_address": map[string]any{"address": host, "port_value": n}}
+	a := map[string]any{"address": host, "port_value": n}
+	if l.UDP {
+		a["protocol"] = "UDP"
+	}
+	return map[string]any{"socket_address": a}
 }
 
 // certificate is envoy.admin.v3.CertificateDetails.
@@ -263,6 +267,9 @@ func statLines(ws []Workload, g prometheus.Gatherer) ([]string, error) {
 	var out []string
 	for i := range ws {
 		for _, l := range ws[i].Listeners {
+			if l.UDP {
+				continue // counted by the process: parrel_dns_*
+			}
 			c := l.Counts
 			add := func(name string, v uint64) {
 				out = append(out, fmt.Sprintf("listener.%s.%s: %d", strings.ReplaceAll(l.Name, ":", "_"), name, v))

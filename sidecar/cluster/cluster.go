@@ -15,6 +15,8 @@ import (
 	"github.com/parrel-mesh/parrel/sidecar/health"
 	"github.com/parrel-mesh/parrel/sidecar/lb"
 	"github.com/parrel-mesh/parrel/sidecar/pool"
+	"github.com/parrel-mesh/parrel/sidecar/telemetry"
+	"github.com/parrel-mesh/parrel/sidecar/wheel"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -36,6 +38,8 @@ type Cluster struct {
 	retiring map[*pool.Pool]struct{}
 	resolved *resource.Endpoints // of DNS discovery
 	stopDNS  context.CancelFunc
+	expiry   wheel.Timer // of original destinations; set while there are any
+	expires  bool        // expiry is set
 }
 
 // state is the immutable part that a pick reads.
@@ -46,10 +50,14 @@ type state struct {
 	states    []health.State
 	next      time.Time // when states change by themselves
 	removed   bool
+	// Of a cluster of original destinations, whose endpoints are made when they
+	// are asked for.
+	transport string
+	tls       *tls.Config
 }
 
 // endpoint is one address of the cluster; it lives as long as the address is
-// in the set.
+// in the set, or, as an original destination, as long as it is in use.
 type endpoint struct {
 	lb       lb.Endpoint // its Owner is the endpoint
 	instance atomic.Pointer[string]
@@ -59,6 +67,7 @@ type endpoint struct {
 	failures atomic.Uint64
 	// Guarded by Cluster.mu.
 	dial string // network and address, and the transport's configuration
+	used int64  // an original destination: when it was last seen in use, by the wheel's clock
 }
 
 // Name is the cluster's name.
@@ -135,8 +144,14 @@ func (c *Cluster) rebuild(spec Spec) (retired []*pool.Pool) {
 			cat = append(cat, health.Endpoint{Address: address, Status: e.Health})
 		}
 	}
+	if spec.Cluster.Discovery == resource.DiscoveryOriginalDst {
+		next.transport, next.tls = transport, tlsConf
+		if old != nil && old.transport == transport { // they stay until they are not used any more
+			seen = nil
+		}
+	}
 	for a, ep := range c.pools {
-		if !seen[a] {
+		if seen != nil && !seen[a] {
 			retired = append(retired, ep.pool.Load())
 			delete(c.pools, a)
 		}
@@ -192,7 +207,7 @@ func (c *Cluster) endpointsOf(spec Spec) *resource.Endpoints {
 	case resource.DiscoveryStrictDNS, resource.DiscoveryLogicalDNS:
 		return c.resolved
 	case resource.DiscoveryOriginalDst:
-		return nil // refused with a reason at each use
+		return nil // they are in no list
 	}
 	return spec.Cluster.Endpoints
 }
@@ -240,6 +255,9 @@ func (c *Cluster) connected(address string, err error) {
 // none is usable.
 func (c *Cluster) pick(o *Options, avoid []*lb.Endpoint) *endpoint {
 	s := c.state.Load()
+	if s.spec.Cluster.Discovery == resource.DiscoveryOriginalDst {
+		return c.destination(o.Destination)
+	}
 	if !s.next.IsZero() && !c.m.d.Now().Before(s.next) {
 		c.refresh()
 		s = c.state.Load()
@@ -254,14 +272,20 @@ func (c *Cluster) pick(o *Options, avoid []*lb.Endpoint) *endpoint {
 	return h.Owner.(*endpoint)
 }
 
+// none is the failure where pick found nothing.
+func (c *Cluster) none() *Error {
+	if s := c.state.Load(); !s.removed && s.spec.Cluster.Discovery == resource.DiscoveryOriginalDst {
+		return c.fail(telemetry.NotRedirected, fmt.Sprintf("cluster %s leads to where a connection meant to go, and this one was not redirected", c.name), nil)
+	}
+	return c.fail(telemetry.NoHealthyUpstream, c.unusable(), nil)
+}
+
 // unusable says why pick found nothing.
 func (c *Cluster) unusable() string {
 	s := c.state.Load()
 	switch {
 	case s.removed:
 		return fmt.Sprintf("cluster %s was removed from the configuration", c.name)
-	case s.spec.Cluster.Discovery == resource.DiscoveryOriginalDst:
-		return fmt.Sprintf("cluster %s wants original-destination discovery, which parrel does not execute; use EDS, static or DNS", c.name)
 	case len(s.states) == 0:
 		return fmt.Sprintf("cluster %s has no endpoint", c.name)
 	}
@@ -274,6 +298,8 @@ func (c *Cluster) remove() {
 	next := *c.state.Load()
 	next.removed = true
 	c.state.Store(&next)
+	c.expiry.Remove()
+	c.expires = false
 	if c.stopDNS != nil {
 		c.stopDNS()
 		c.stopDNS = nil

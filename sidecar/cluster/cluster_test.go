@@ -558,10 +558,10 @@ func TestNotUsableIsSaid(t *testing.T) {
 			t.Errorf("below the panic threshold: %v", err)
 		}
 		b.Update([]Spec{b.spec(1, func(c *resource.Cluster) { c.Discovery = resource.DiscoveryOriginalDst })})
-		if _, _, _, err := b.call("GET", nil, Options{}); !strings.Contains(err.Error(), "original-destination") {
+		if _, _, _, err := b.call("GET", nil, Options{}); codeOf(err) != telemetry.NotRedirected {
 			t.Error(err)
 		}
-		if _, _, err := b.web().Connect(t.Context(), Options{}); codeOf(err) != telemetry.NoHealthyUpstream {
+		if _, _, err := b.web().Connect(t.Context(), Options{}); codeOf(err) != telemetry.NotRedirected {
 			t.Error(err)
 		}
 	})

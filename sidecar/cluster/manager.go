@@ -116,6 +116,7 @@ func (m *Manager) Update(specs []Spec) {
 		if c == nil {
 			c = &Cluster{name: name, m: m, tracker: health.NewTracker(),
 				pools: map[string]*endpoint{}, retiring: map[*pool.Pool]struct{}{}}
+			c.expiry.Init(m.d.Wheel, c.expire)
 			c.apply(s)
 			c.resolve(s.Cluster)
 			m.clusters[name], changed = c, true
@@ -388,6 +389,14 @@ func (c *Cluster) Status() Status {
 	why := make(map[string]health.State, len(states))
 	for _, h := range states {
 		why[h.Address] = h
+	}
+	if s.spec.Cluster.Discovery == resource.DiscoveryOriginalDst {
+		for _, ep := range c.destinations() {
+			st.Endpoints = append(st.Endpoints, EndpointStatus{
+				Address: ep.lb.Address, Usable: true, Why: "an original destination", Active: ep.lb.Active(),
+				Requests: ep.lb.Total(), Failures: ep.failures.Load(), Connections: ep.pool.Load().Conns(),
+			})
+		}
 	}
 	for _, ep := range s.endpoints {
 		h := why[ep.lb.Address]

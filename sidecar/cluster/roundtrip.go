@@ -162,7 +162,7 @@ func (t *trip) drop(resp *stream.Response) {
 func (t *trip) run(ctx context.Context) (*stream.Response, error) {
 	ep := t.c.pick(&t.o, nil)
 	if ep == nil {
-		return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
+		return nil, t.c.none()
 	}
 	resp, err := t.attempt(ctx, ep)
 	if err == nil && (resp.Tunnel != nil || !t.p.afterResponse(&resp.Head)) {
@@ -208,7 +208,7 @@ func (t *trip) further(ctx context.Context, ep *endpoint, resp *stream.Response,
 			}
 		}
 		if ep = t.c.pick(&t.o, t.tried); ep == nil {
-			return nil, t.c.fail(telemetry.NoHealthyUpstream, t.c.unusable(), nil)
+			return nil, t.c.none()
 		}
 		if budgeted && !t.c.roomForRetry(ctx) {
 			return nil, t.c.fail(telemetry.UpstreamOverflow, "the retry budget is used up", nil)
@@ -318,7 +318,7 @@ func (c *Cluster) Connect(ctx context.Context, o Options) (netio.Conn, *Attempt,
 		tried = append(tried, &ep.lb)
 	}
 	if last == nil {
-		last = c.fail(telemetry.NoHealthyUpstream, c.unusable(), nil)
+		last = c.none()
 	}
 	return nil, a, last
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
@@ -13,7 +14,10 @@ type Options struct {
 	HasHash       bool
 	Retry         *resource.Retry // nil: the safe default
 	PerTryTimeout time.Duration   // 0: none
-	Now           time.Time       // where the caller has just read the clock, from which the first attempt's time counts; zero: read it
+	// Destination is where a redirected connection meant to go: what a cluster of
+	// type ORIGINAL_DST dials. Zero: the connection was not redirected.
+	Destination netip.AddrPort
+	Now         time.Time // where the caller has just read the clock, from which the first attempt's time counts; zero: read it
 }
 
 // Attempt says where a request or connection went. Never nil, also beside an error.

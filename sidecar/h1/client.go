@@ -248,7 +248,7 @@ func (x *call) failure(err error) error {
 // fail ends an exchange without a response.
 func (x *call) fail(err error) error {
 	f := x.failure(err) // before the sender is stopped: that looks like a failure of the request
-	started := x.sent() || x.c.in.came
+	started := x.out.sent || x.up.done != nil || x.c.in.came
 	x.stopUpload()
 	x.over(!started)
 	return f

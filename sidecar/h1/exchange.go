@@ -266,6 +266,18 @@ func (x *exchange) flush() error {
 	return nil
 }
 
+// flushLast is flush at the end of a response: where the connection goes on, the
+// next thing is to wait for a request.
+func (x *exchange) flushLast() error {
+	if !x.keep || x.interrupted.Load() {
+		return x.flush()
+	}
+	if err := x.out.flushSoon(); err != nil {
+		return x.explain(err)
+	}
+	return nil
+}
+
 // Finish implements [stream.Responder].
 func (x *exchange) Finish(trailers stream.Header) error {
 	switch {
@@ -287,7 +299,7 @@ func (x *exchange) Finish(trailers stream.Header) error {
 		}
 	}
 	x.progress = finished
-	if err := x.flush(); err != nil {
+	if err := x.flushLast(); err != nil {
 		x.progress = aborted
 		return err
 	}

@@ -231,12 +231,15 @@ func (sc *ServerConn) woken() error {
 	switch sc.waiting {
 	case forRequest:
 		switch {
-		case sc.drained.Load() && netio.Alive(sc.c): // a request that has come is served
+		case sc.drained.Load() && sc.quiet():
 			return errDrained
 		case late:
 			return errIdle
 		case sc.parkAt != 0 && sc.s.Wheel.Now() >= sc.parkAt:
-			return errParked
+			if !netio.Slow(sc.c) {
+				return errParked
+			}
+			sc.parkAt += int64(sc.s.ParkAfter) // the last response is still being taken
 		}
 		sc.arm()
 	case forHead:
@@ -350,11 +353,23 @@ func (sc *ServerConn) awaitIdle() error {
 	if sc.ended.Load() {
 		return errEnded
 	}
-	if sc.drained.Load() && netio.Alive(sc.c) {
+	if sc.drained.Load() && sc.quiet() {
 		return errDrained
 	}
 	sc.wait(forRequest, sc.s.IdleTimeout)
 	return sc.in.first()
+}
+
+// quiet says that a drained connection can end: its last response has left, for
+// which a slow client has lingerTime, and no request has come, which would be
+// served.
+func (sc *ServerConn) quiet() bool {
+	_ = sc.c.SetWriteDeadline(time.Now().Add(lingerTime))
+	if netio.Settle(sc.c) != nil {
+		return true
+	}
+	_ = sc.c.SetWriteDeadline(time.Time{})
+	return netio.Alive(sc.c)
 }
 
 // begin ties a pooled exchange to a connection.

@@ -41,7 +41,7 @@ func (x *call) sent() bool {
 	if x.up.done != nil {
 		return true // the head was written, or tried to be, before the sender began
 	}
-	return x.out.sent
+	return x.out.sent && !netio.Unsent(x.c.c)
 }
 
 // head writes the request's head into the buffer.
@@ -132,7 +132,7 @@ func (x *call) refuse(err error) error {
 func (x *call) send() error {
 	body := x.req.Body
 	if x.up.left == 0 || body == nil {
-		x.up.complete = x.out.flush() == nil
+		x.up.complete = x.out.flushSoon() == nil
 		x.out.release()
 		return nil
 	}
@@ -177,7 +177,7 @@ func (x *call) part(body stream.Body, p []byte, rerr error) (done bool, err erro
 				return true, x.refuse(err)
 			}
 		}
-		u.complete = x.out.flush() == nil
+		u.complete = x.out.flushSoon() == nil
 		return true, nil
 	case rerr != nil:
 		return true, x.refuse(rerr)

@@ -43,6 +43,22 @@ func (o *output) flush() error {
 		return nil
 	}
 	n, err := o.c.Write(o.b)
+	return o.wrote(n, err)
+}
+
+// flushSoon is flush for the end of a message whose answer is waited for next.
+func (o *output) flushSoon() error {
+	if o.err != nil {
+		return o.err
+	}
+	if len(o.b) == 0 {
+		return nil
+	}
+	n, err := netio.WriteSoon(o.c, o.b)
+	return o.wrote(n, err)
+}
+
+func (o *output) wrote(n int, err error) error {
 	o.sent = o.sent || n > 0
 	o.b, o.err = o.b[:0], err
 	return err

@@ -16,16 +16,27 @@ type Manager interface {
 	// only holds once more. An error when nothing is in force.
 	Confirm(ctx context.Context) error
 	// Hold keeps the rules that this Manager applied in force until ctx ends, and
-	// returns nil then: rules that lapse are renewed in time, rules that somebody else
-	// removed (`nft flush ruleset`, a reloaded firewall) are made again, and a cgroup
-	// that was removed and made anew is found again, each within a third of HoldFor. It
-	// leaves the rules as they are when it returns. notify, when not nil, is told of
-	// each such repair and of every failure to repair; Hold goes on trying.
-	Hold(ctx context.Context, notify func(error)) error
+	// returns nil then, leaving them as they are: rules that lapse are renewed in time,
+	// rules that somebody else removed (`nft flush ruleset`, a reloaded firewall) are made
+	// again, and a cgroup that was removed and made anew is found again, each within
+	// a third of HoldFor. Rules that somebody took away by Clean stay away: Hold
+	// returns ErrCleaned.
+	Hold(ctx context.Context, h Holding) error
 	// Show says what is in force, read from the kernel.
 	Show(ctx context.Context) (State, error)
 	// Clean removes what Apply made and nothing else. Nothing to remove is no error.
 	Clean(ctx context.Context) error
+}
+
+// Holding is how Hold holds. The zero value holds as long as it runs.
+type Holding struct {
+	// Alive says whether the sidecar can take connections: asked each third of
+	// HoldFor, under a deadline of as much. While it returns an error nothing is renewed, and rules
+	// that fail open lapse. Nil: it can.
+	Alive func(context.Context) error
+	// Notify, when not nil, is told of each repair, of every failure to repair, and of
+	// each change of what Alive says, in Hold's goroutine.
+	Notify func(error)
 }
 
 // Mode is a mechanism.
@@ -47,6 +58,9 @@ type Options struct {
 	// NetNS names the network namespace: a path such as /proc/1234/ns/net, or a name
 	// below /run/netns. Empty: the caller's own.
 	NetNS string
+	// Trace, when not nil, is told each step before it is taken, in the caller's
+	// goroutine.
+	Trace func(step string)
 }
 
 // State is what is in force, as the kernel tells it.
@@ -54,6 +68,7 @@ type State struct {
 	Installed bool    `json:"installed"`
 	Mode      string  `json:"mode"`
 	Capture   Capture `json:"capture"`
+	FailOpen  bool    `json:"fail_open"`
 	// Lapses is how long until the rules stop to capture unless somebody holds them.
 	// 0 when they stand by themselves or have lapsed.
 	Lapses time.Duration `json:"-"`

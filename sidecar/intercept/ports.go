@@ -70,3 +70,27 @@ func word[T ~uint8](words []string, v T) string {
 	}
 	return "unknown(" + strconv.Itoa(int(v)) + ")"
 }
+
+// ParseInboundMode reads a flag's word; "" is redirect.
+func ParseInboundMode(s string) (InboundMode, error) {
+	return parseWord[InboundMode]("inbound mode", inboundModes, s)
+}
+
+// ParseInboundScope reads a flag's word; "" is all.
+func ParseInboundScope(s string) (InboundScope, error) {
+	return parseWord[InboundScope]("inbound scope", inboundScopes, s)
+}
+
+// ParseMode reads a flag's word; "" is nft.
+func ParseMode(s string) (Mode, error) { return parseWord[Mode]("mode", modes, s) }
+
+func parseWord[T ~uint8](kind string, words []string, s string) (T, error) {
+	if s == "" {
+		return 0, nil
+	}
+	i := slices.Index(words, s)
+	if i < 0 {
+		return 0, fmt.Errorf("intercept: there is no %s %q: use %s", kind, s, strings.Join(words, " or "))
+	}
+	return T(i), nil
+}

@@ -107,7 +107,7 @@ func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
 		r, up, err = o.r, o.up, o.err
 	} else {
 		r = e.record(c)
-		up, err = e.connect(ctx, c.Inbound, r)
+		up, err = e.connect(ctx, c.Inbound, c.Redirected, r)
 	}
 	e.opened(r)
 	if err != nil {
@@ -131,14 +131,18 @@ func (e *Engine) Serve(ctx context.Context, c *listener.Conn) {
 }
 
 // connect reaches an upstream and says in r which, or why none.
-func (e *Engine) connect(ctx context.Context, inbound bool, r *telemetry.Record) (netio.Conn, error) {
+func (e *Engine) connect(ctx context.Context, inbound, redirected bool, r *telemetry.Record) (netio.Conn, error) {
 	r.Cluster = e.target()
 	cl, ok := e.c.Clusters(r.Cluster)
 	if !ok {
 		r.Code, r.Detail = telemetry.NoCluster, "cluster "+r.Cluster+" is not in the configuration"
 		return nil, errors.New(r.Detail)
 	}
-	up, a, err := cl.Connect(ctx, cluster.Options{})
+	var o cluster.Options
+	if redirected {
+		o.Destination = r.DownstreamLocal
+	}
+	up, a, err := cl.Connect(ctx, o)
 	r.UpstreamHost, r.UpstreamInstance, r.Attempts = a.Host, a.Instance, a.Tries
 	if !inbound {
 		r.DestinationPrincipal, r.TLS = a.Peer, a.TLS

@@ -28,10 +28,10 @@ type opening struct {
 func (e *Engine) Open(ctx context.Context, c *listener.Conn, heard func(error)) listener.Opening {
 	ctx, cancel := context.WithCancelCause(ctx)
 	o := &opening{cancel: cancel, connected: make(chan struct{}), r: e.record(c), heard: make(chan struct{})}
-	inbound := c.Inbound
+	inbound, redirected := c.Inbound, c.Redirected
 	go func() {
 		defer close(o.heard)
-		o.up, o.err = e.connect(ctx, inbound, o.r)
+		o.up, o.err = e.connect(ctx, inbound, redirected, o.r)
 		cancel(nil) // it is for connecting only
 		close(o.connected)
 		if o.err != nil {

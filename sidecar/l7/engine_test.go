@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -367,6 +368,56 @@ func (l *loop) Read(p []byte) (int, error)  { return l.r.Read(p) }
 func (l *loop) Write(p []byte) (int, error) { return l.w.Write(p) }
 func (l *loop) CloseWrite() error           { return l.w.Close() }
 func (l *loop) Close() error                { _ = l.w.Close(); return l.r.Close() }
+
+// recycled is a tunnel whose end hands its response on to another exchange, as a
+// codec does that pools its streams.
+type recycled struct {
+	*loop
+	once sync.Once
+	on   func()
+}
+
+func (r *recycled) Close() error {
+	err := r.loop.Close()
+	r.once.Do(r.on)
+	return err
+}
+
+// TestUpgradeEndsItsOwn: an exchange ends its own tunnel, and tells of its own
+// head, although the response that it got is another's by then.
+func TestUpgradeEndsItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other := newLoop()
+		defer other.Close()
+		var resp stream.Response // the codec's, used for one exchange after the other
+		list := stream.Header{{Name: "x-whose", Value: "mine"}}
+		g := newRig(t, func(context.Context, *stream.Request) (*stream.Response, error) {
+			resp = stream.Response{Head: stream.ResponseHead{Status: 101, ContentLength: -1, Header: list}, Tunnel: &recycled{loop: newLoop(), on: func() {
+				list[0].Value = "another's"
+				resp.Tunnel = other
+			}}}
+			return &resp, nil
+		}, nil)
+		c := g.dial()
+		_, _ = io.WriteString(c, "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 101 {
+			t.Fatal(resp, err)
+		}
+		_ = c.Close()
+		synctest.Wait()
+		if v := g.rec.last(t).Response.Get("x-whose"); v != "mine" {
+			t.Errorf("the record has the field of a response that is %q", v)
+		}
+		went := make(chan error, 1)
+		go func() { _, err := other.Write([]byte("x")); went <- err }()
+		if _, err := other.Read(make([]byte, 1)); err != nil {
+			t.Fatalf("another exchange's tunnel was ended: %v", err)
+		}
+		if err := <-went; err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 func TestPanicEndsOneRequest(t *testing.T) {
 	both(t, func(t *testing.T, client func(*rig) *http.Client) {

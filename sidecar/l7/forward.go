@@ -48,6 +48,9 @@ func (s *exchange) forward(v *decide.RouteVerdict) (*stream.Response, error) {
 			o.Now = s.rec.Start.Add(s.watch.since(now))
 		}
 	}
+	if s.x.c.Redirected {
+		o.Destination = s.x.c.Destination
+	}
 	o.Hash, o.HasHash = s.hash(fw.Hash)
 	if s.req.Informational == nil {
 		s.req.Informational = s.inform

@@ -182,6 +182,12 @@ func (s *exchange) grpcStatus(h stream.Header) bool {
 // have ended or one has failed.
 func (s *exchange) tunnel(resp *stream.Response) {
 	s.started = true
+	// Whoever ends the tunnel, at whatever moment, gives the response back with
+	// it, and what resp points to becomes another exchange's: from here on this
+	// exchange has a copy, whose end is the end of its own tunnel and of no other.
+	resp = &stream.Response{Head: resp.Head, Tunnel: resp.Tunnel}
+	resp.Head.Header = resp.Head.Header.Clone()
+	s.resp, s.rec.Response = resp, resp.Head.Header
 	s.watch.unbound()
 	down, err := s.w.Accept(&resp.Head)
 	if err != nil {

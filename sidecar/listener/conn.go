@@ -59,6 +59,9 @@ type Conn struct {
 	// Source and Destination are the connection's ends as decisions see them:
 	// Destination is the original one where the connection was redirected.
 	Source, Destination netip.AddrPort
+	// Redirected: the client did not connect to the listener; Destination is where
+	// it meant to go.
+	Redirected bool
 
 	Listener, Chain string // names
 	Inbound         bool   // the listener's direction
@@ -113,7 +116,18 @@ func (c *Conn) Ended() (telemetry.Code, string) {
 // Config is one listener of a compiled snapshot. Read-only.
 type Config struct {
 	Resource *resource.Listener
-	Chains   map[string]*Chain // by FilterChain.Name, the default chain's included
+	// Bind is where the listener is opened instead of Resource.Address; zero:
+	// there. Several workloads of one host have capture listeners of one address.
+	Bind   resource.Address
+	Chains map[string]*Chain // by FilterChain.Name, the default chain's included
+}
+
+// address is where the listener is opened.
+func (c *Config) address() resource.Address {
+	if c.Bind != (resource.Address{}) {
+		return c.Bind
+	}
+	return c.Resource.Address
 }
 
 // Chain is one compiled filter chain. Read-only.

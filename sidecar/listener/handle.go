@@ -19,15 +19,43 @@ import (
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
-// address fills in where the connection comes from and goes to.
-func (t *tracked) address(a *active) {
-	t.c.Source = addrPort(t.raw.RemoteAddr())
-	t.c.Destination = addrPort(t.raw.LocalAddr())
-	if a.config.Resource.UseOriginalDst {
-		if dst, ok := t.raw.OriginalDst(); ok {
-			t.c.Destination = dst
-		}
+// address fills in where the connection comes from and goes to. A listener with
+// use_original_dst takes redirected connections only: the port that one arrives
+// at says whose it is, so nobody may come there by himself.
+func (t *tracked) address(a *active) *refusal {
+	c := &t.c
+	c.Source = addrPort(t.raw.RemoteAddr())
+	c.Destination = addrPort(t.raw.LocalAddr())
+	if !a.config.Resource.UseOriginalDst {
+		return nil
 	}
+	c.Inbound = a.config.Resource.Direction == resource.Inbound
+	local := c.Destination
+	dst, ok := t.raw.OriginalDst()
+	switch {
+	case ok:
+		c.Destination = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	case t.so.port == 0 || local.Port() == t.so.port:
+		return &refusal{code: telemetry.NotRedirected, count: &t.so.counters.noChain, abrupt: true,
+			detail: fmt.Sprintf("%s connected to the capture port %s itself", c.Source, local)}
+	} // else: by TPROXY, which leaves the destination where it was
+	c.Redirected = true
+	if t.so.set.ownPort(t.so, c.Destination.Port()) && sameHost(c.Destination.Addr(), c.Source.Addr(), local.Addr()) {
+		return &refusal{code: telemetry.CaptureLoop, count: &t.so.counters.noChain, abrupt: true,
+			detail: fmt.Sprintf("the connection goes to %s, which is a capture port of this sidecar", c.Destination)}
+	}
+	return nil
+}
+
+// ownPort says whether a capture listener of this process has the port.
+func (s *Set) ownPort(so *socket, port uint16) bool {
+	return port == so.port || s.OwnPort != nil && s.OwnPort(port)
+}
+
+// sameHost says whether an address is this host's, as far as a connection tells:
+// who calls its own host by another address than loopback's has that one too.
+func sameHost(dst, source, local netip.Addr) bool {
+	return dst.IsLoopback() || dst.IsUnspecified() || dst == source || dst == local
 }
 
 func addrPort(a net.Addr) netip.AddrPort {
@@ -65,8 +93,7 @@ func (t *tracked) open(a *active) *refusal {
 	}
 	chain, ok := a.chain(t.seen())
 	if !ok {
-		return &refusal{code: telemetry.NoFilterChain, count: &so.counters.noChain,
-			detail: fmt.Sprintf("no filter chain of the listener takes a %s connection to %s", t.seen().TransportProtocol, c.Destination)}
+		return t.noChain()
 	}
 	t.chain = chain
 	t.describe(a, chain)
@@ -81,6 +108,18 @@ func (t *tracked) open(a *active) *refusal {
 		return &refusal{code: telemetry.RBACDenied, count: &so.counters.rbac, detail: why, abrupt: true}
 	}
 	return nil
+}
+
+// noChain refuses what no filter chain takes. What was redirected is reset: its
+// client does not know of the sidecar, and hears what a closed port says.
+func (t *tracked) noChain() *refusal {
+	r := &refusal{code: telemetry.NoFilterChain, count: &t.so.counters.noChain, abrupt: t.c.Redirected,
+		detail: fmt.Sprintf("no filter chain of the listener takes a %s connection to %s", t.seen().TransportProtocol, t.c.Destination)}
+	if t.c.Redirected && !t.c.Inbound {
+		r.code = telemetry.OutsideMesh
+		r.detail = fmt.Sprintf("%s is no destination of the mesh", t.c.Destination)
+	}
+	return r
 }
 
 // describe fills in where the connection goes.

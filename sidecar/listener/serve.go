@@ -97,8 +97,11 @@ func (so *socket) handle(raw netio.Conn, ticket overload.Ticket) {
 		t.over()
 		return
 	}
-	t.address(a)
-	if refused := t.open(a); refused != nil {
+	refused := t.address(a)
+	if refused == nil {
+		refused = t.open(a)
+	}
+	if refused != nil {
 		t.refuse(a, refused)
 		t.over()
 		return

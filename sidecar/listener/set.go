@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/parrel-mesh/parrel/mtls"
@@ -32,6 +33,10 @@ type Deps struct {
 	Limits   Limits
 	// Overload admits connections; nil: as many as come.
 	Overload *overload.Manager
+	// OwnPort says whether a capture listener of this process, in whatever Set,
+	// has the port: redirected connections to one go round in circles. nil: only
+	// the listener's own is known.
+	OwnPort func(port uint16) bool
 }
 
 // Limits of a Set; zero fields take the defaults.
@@ -190,16 +195,16 @@ func (s *Set) apply(version string, c Config) error {
 	s.mu.Lock()
 	old := s.open[name]
 	s.mu.Unlock()
-	if old != nil && old.address == c.Resource.Address {
+	if old != nil && old.address == c.address() {
 		old.active.Store(newActive(s, version, c, old.active.Load()))
 		return nil
 	}
 	if s.isBarred(version, c) {
 		return nil
 	}
-	ln, err := s.listen(c.Resource.Address)
+	ln, twin, err := s.listenBoth(c)
 	if err != nil {
-		_, address := place(c.Resource.Address)
+		_, address := place(c.address())
 		err = fmt.Errorf("listener: %s: cannot listen on %s (it is tried again every %s; is another process using the port?): %w",
 			name, address, s.Limits.Retry, err)
 		s.mu.Lock()
@@ -207,7 +212,7 @@ func (s *Set) apply(version string, c Config) error {
 		s.mu.Unlock()
 		return err
 	}
-	so := &socket{set: s, name: name, address: c.Resource.Address, ln: ln, conns: make(map[*tracked]struct{})}
+	so := &socket{set: s, name: name, address: c.address(), ln: ln, twin: twin, port: addrPort(ln.Addr()).Port(), conns: make(map[*tracked]struct{})}
 	so.quiet.summary = so.leftOut
 	var before *active
 	if old != nil {
@@ -217,7 +222,7 @@ func (s *Set) apply(version string, c Config) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		_ = ln.Close()
+		so.close()
 		return nil
 	}
 	delete(s.failed, name)
@@ -225,7 +230,10 @@ func (s *Set) apply(version string, c Config) error {
 	if old != nil {
 		s.gone[old] = struct{}{}
 	}
-	s.wg.Go(so.accept)
+	s.wg.Go(func() { so.accept(ln) })
+	if twin != nil {
+		s.wg.Go(func() { so.accept(twin) })
+	}
 	s.mu.Unlock()
 	if old != nil {
 		s.retire(old, "listener moved to another address")
@@ -294,6 +302,27 @@ func (s *Set) isBarred(version string, c Config) bool {
 	return true
 }
 
+// listenBoth opens a listener's socket. A capture listener on 127.0.0.1 has a twin
+// on [::1], where the kernel sends what was redirected from an IPv6 address; a
+// host without IPv6 has none.
+func (s *Set) listenBoth(c Config) (ln, twin netio.Listener, err error) {
+	a := c.address()
+	ln, err = s.listen(a)
+	if err != nil || !c.Resource.UseOriginalDst || a.Host != "127.0.0.1" {
+		return ln, nil, err
+	}
+	twin, err = s.listen(resource.Address{Host: "::1", Port: addrPort(ln.Addr()).Port()})
+	switch {
+	case err == nil:
+		return ln, twin, nil
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
+		_ = ln.Close()
+		return nil, nil, err
+	}
+	s.Log.Debug("listener: no IPv6 on this host: redirected connections are IPv4's only", "listener", c.Resource.Name, "err", err)
+	return ln, nil, nil
+}
+
 // listen opens a socket, or takes the one that was held for it.
 func (s *Set) listen(a resource.Address) (netio.Listener, error) {
 	network, address := place(a)
@@ -323,7 +352,7 @@ func (s *Set) listen(a resource.Address) (netio.Listener, error) {
 // gone when the last connection has ended or Limits.Removed has passed.
 func (s *Set) retire(so *socket, reason string) {
 	so.active.Store(nil)
-	_ = so.ln.Close()
+	so.close()
 	so.drain(reason)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -367,7 +396,7 @@ func (s *Set) Run(ctx context.Context) error {
 		_ = h.Close()
 	}
 	for _, so := range all {
-		_ = so.ln.Close()
+		so.close()
 		so.cut(telemetry.DrainTimeout, "the sidecar ends")
 	}
 	s.wg.Wait()
@@ -450,7 +479,7 @@ func (s *Set) stopAccepting(directions []resource.Direction) []*socket {
 	s.mu.Unlock()
 	for _, so := range out {
 		so.stopped.Store(true)
-		_ = so.ln.Close()
+		so.close()
 	}
 	return out
 }
@@ -475,6 +504,7 @@ type Status struct {
 	Version   string
 	Draining  bool
 	Err       string // why it is not open
+	UDP       bool   // it answers DNS; Counts are none
 	Counts    Counts
 }
 
@@ -484,7 +514,7 @@ func (s *Set) Status() []Status {
 	all := s.socketsLocked()
 	var out []Status
 	for name, f := range s.failed {
-		_, address := place(f.config.Resource.Address)
+		_, address := place(f.config.address())
 		out = append(out, Status{Name: name, Address: address, Direction: f.config.Resource.Direction, Version: f.version, Err: f.err.Error()})
 	}
 	s.mu.Unlock()

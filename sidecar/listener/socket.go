@@ -90,6 +90,8 @@ type socket struct {
 	name     string
 	address  resource.Address
 	ln       netio.Listener
+	twin     netio.Listener         // on the other family's loopback address; nil: none
+	port     uint16                 // of ln; 0: it has none
 	active   atomic.Pointer[active] // nil: removed
 	stopped  atomic.Bool            // no longer accepting
 	counters counters
@@ -107,15 +109,23 @@ func (so *socket) leftOut(n int) {
 	so.set.Log.Warn("listener: more connections refused", "listener", so.name, "count", n, "within", refusalWindow.String())
 }
 
+// close stops accepting.
+func (so *socket) close() {
+	_ = so.ln.Close()
+	if so.twin != nil {
+		_ = so.twin.Close()
+	}
+}
+
 // accept takes connections until the socket is closed. An error that may pass
 // (no descriptors left) makes it pause, longer each time.
-func (so *socket) accept() {
+func (so *socket) accept(ln netio.Listener) {
 	pause := time.Duration(0)
 	for {
 		if !so.set.Overload.Await(so.set.ctx.Done()) {
 			return
 		}
-		c, err := so.ln.AcceptConn()
+		c, err := ln.AcceptConn()
 		if err == nil {
 			pause = 0
 			so.counters.accepted.Add(1)

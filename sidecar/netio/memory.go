@@ -196,6 +196,19 @@ func (h *Host) Redirect(f func(dst netip.AddrPort) (to netip.AddrPort, ok bool))
 	h.redirect = f
 }
 
+// As is the host's network as another user of the host sees it: what it dials is
+// redirected by f, or, where f is nil, not at all.
+func (h *Host) As(f func(dst netip.AddrPort) (to netip.AddrPort, ok bool)) Net { return &memUser{h, f} }
+
+type memUser struct {
+	*Host
+	to func(netip.AddrPort) (netip.AddrPort, bool)
+}
+
+func (u *memUser) Dial(ctx context.Context, network, address string) (Conn, error) {
+	return u.Host.dialed(ctx, network, address, u.to)
+}
+
 // between returns the open connections between a and b; a nil b is anyone. The
 // caller holds m.mu.
 func (m *Memory) between(a, b *Host) []*pair {
@@ -312,7 +325,7 @@ type route struct {
 
 // lookup resolves a destination; the caller holds m.mu. to is nil where no host
 // has the address.
-func (h *Host) lookup(address string, redirected bool) (route, error) {
+func (h *Host) lookup(address string, redirect func(netip.AddrPort) (netip.AddrPort, bool)) (route, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return route{}, err
@@ -325,8 +338,8 @@ func (h *Host) lookup(address string, redirected bool) (route, error) {
 		dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dst.Port())
 	}
 	r := route{dst: dst}
-	if redirected && h.redirect != nil {
-		if to, ok := h.redirect(dst); ok && to != dst {
+	if redirect != nil {
+		if to, ok := redirect(dst); ok && to != dst {
 			r.dst, r.original = to, dst
 		}
 	}
@@ -342,14 +355,21 @@ func (h *Host) lookup(address string, redirected bool) (route, error) {
 // Dial implements Net. address takes IP literals and "localhost"; there are no
 // names.
 func (h *Host) Dial(ctx context.Context, network, address string) (Conn, error) {
-	c, err := h.dial(ctx, network, address)
+	h.m.mu.Lock()
+	redirect := h.redirect
+	h.m.mu.Unlock()
+	return h.dialed(ctx, network, address, redirect)
+}
+
+func (h *Host) dialed(ctx context.Context, network, address string, redirect func(netip.AddrPort) (netip.AddrPort, bool)) (Conn, error) {
+	c, err := h.dial(ctx, network, address, redirect)
 	if err != nil {
 		return nil, fmt.Errorf("netio: %w", &net.OpError{Op: "dial", Net: network, Addr: strAddr{network, address}, Err: err})
 	}
 	return c, nil
 }
 
-func (h *Host) dial(ctx context.Context, network, address string) (Conn, error) {
+func (h *Host) dial(ctx context.Context, network, address string, redirect func(netip.AddrPort) (netip.AddrPort, bool)) (Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -357,7 +377,7 @@ func (h *Host) dial(ctx context.Context, network, address string) (Conn, error) 
 	r := route{to: h}
 	var err error
 	if network != "unix" {
-		r, err = h.lookup(address, true)
+		r, err = h.lookup(address, redirect)
 	}
 	h.m.mu.Unlock()
 	if err != nil {

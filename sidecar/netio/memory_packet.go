@@ -82,7 +82,7 @@ func (p *memPacket) WriteTo(b []byte, to net.Addr) (int, error) {
 	}
 	m := p.h.m
 	m.mu.Lock()
-	r, err := p.h.lookup(to.String(), false)
+	r, err := p.h.lookup(to.String(), nil)
 	if err != nil {
 		m.mu.Unlock()
 		return 0, p.fail("write", err)

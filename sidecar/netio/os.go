@@ -176,7 +176,8 @@ type osConn struct {
 	parkFD  atomic.Int32 // the descriptor plus one, once it was parked
 	idler   atomic.Pointer[Idler]
 	yield   yield
-	full    bool // the last read filled its buffer: more is there; one goroutine reads
+	soon
+	full bool // the last read filled its buffer: more is there; one goroutine reads
 }
 
 // wrap makes a Conn of c; where it fails, c is closed and no longer counted.
@@ -201,6 +202,7 @@ func wrap(c net.Conn, g *Guard, accepted bool) (Conn, error) {
 	if t, ok := k.(*net.TCPConn); ok {
 		o.watch = newWatch(t, o)
 	}
+	o.enterBurst()
 	return o, nil
 }
 
@@ -208,7 +210,7 @@ func (c *osConn) Read(p []byte) (int, error) {
 	c.hold()
 	n, err := c.recv(p)
 	if err != nil {
-		err = c.watch.explain("read", err)
+		err = c.watch.explain("read", c.sooner(err))
 	}
 	return n, err
 }
@@ -217,12 +219,17 @@ func (c *osConn) readTaken(big bool) (taken, int, error) {
 	c.hold()
 	t, n, err := c.recvBuf(big)
 	if err != nil {
-		err = c.watch.explain("read", err)
+		err = c.watch.explain("read", c.sooner(err))
 	}
 	return t, n, err
 }
 
 func (c *osConn) Write(p []byte) (int, error) {
+	if !c.settled() {
+		if err := c.settle(); err != nil {
+			return 0, c.watch.explain("write", err)
+		}
+	}
 	n, err := c.send(p)
 	if err != nil {
 		err = c.watch.explain("write", err)
@@ -231,6 +238,11 @@ func (c *osConn) Write(p []byte) (int, error) {
 }
 
 func (c *osConn) writeBuffers(bufs [][]byte) (int64, error) {
+	if !c.settled() {
+		if err := c.settle(); err != nil {
+			return 0, c.watch.explain("write", err)
+		}
+	}
 	n, err := c.sendv(bufs)
 	if err != nil {
 		err = c.watch.explain("write", err)
@@ -250,6 +262,9 @@ func (c *osConn) failed(op, call string, err error, errno syscall.Errno) error {
 }
 
 func (c *osConn) CloseWrite() error {
+	if err := c.settle(); err != nil {
+		return c.watch.explain("close", err)
+	}
 	return c.watch.explain("close", c.kernelConn.CloseWrite())
 }
 
@@ -268,6 +283,7 @@ func (c *osConn) SetWriteDeadline(t time.Time) error {
 // Close succeeds, too, where the watch has closed the connection before.
 func (c *osConn) Close() error {
 	c.end()
+	c.push()
 	c.watch.stop()
 	err := c.shut()
 	if c.watch != nil && c.watch.gone.Load() != nil {
@@ -278,7 +294,9 @@ func (c *osConn) Close() error {
 
 // shut closes the descriptor and wakes what is parked on it: see parkSocket.
 func (c *osConn) shut() error {
-	c.closing.Store(true)
+	if !c.closing.Swap(true) {
+		c.leaveBurst()
+	}
 	var w Waker
 	if i := c.idler.Load(); i != nil {
 		w = i.take(c)
@@ -291,7 +309,10 @@ func (c *osConn) shut() error {
 	return err
 }
 
-func (c *osConn) Raw() (syscall.RawConn, bool) { return c.rc, true }
+func (c *osConn) Raw() (syscall.RawConn, bool) {
+	c.push()
+	return c.rc, true
+}
 
 func (c *osConn) Reset() error {
 	if t, ok := c.kernelConn.(*net.TCPConn); ok {

@@ -205,17 +205,23 @@ func (c *osConn) tryRecv(p []byte) (n int, errno syscall.Errno) {
 	return n, errno
 }
 
-// recv lets others run only when nothing was there at once: it reads on in what
-// has begun to come.
+// recv lets others run, or the burst that is coming read for it, only when nothing
+// was there at once: it reads on in what has begun to come.
 func (c *osConn) recv(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
 	if c.yield.likely() {
-		n, errno := c.tryRecv(p)
-		if errno == syscall.EAGAIN {
-			runtime.Gosched()
+		n, errno := 0, syscall.EAGAIN
+		if c.settled() {
 			n, errno = c.tryRecv(p)
+		}
+		if errno == syscall.EAGAIN {
+			var joined bool
+			if _, n, errno, joined = c.burst.join(c, p, false); !joined {
+				runtime.Gosched()
+				n, errno = c.tryRecv(p)
+			}
 			c.yield.after(errno != syscall.EAGAIN)
 		}
 		if errno != syscall.EAGAIN {
@@ -239,20 +245,25 @@ func (c *osConn) recv(p []byte) (int, error) {
 // so that what a peer sent at once is taken at once.
 func (c *osConn) recvBuf(big bool) (taken, int, error) {
 	if c.full || c.yield.likely() {
+		var t taken
+		n, errno, tried := 0, syscall.EAGAIN, false
 		if !c.full {
-			runtime.Gosched()
+			if t, n, errno, tried = c.burst.join(c, nil, big); !tried {
+				runtime.Gosched()
+			}
 		}
-		if c.enter(readBound) {
-			t, n, errno := receive(c.fd, big)
+		if !tried && c.enter(readBound) {
+			t, n, errno = receive(c.fd, big)
 			c.leave()
-			if !c.full {
-				c.yield.after(errno != syscall.EAGAIN)
-			}
-			c.full = errno == 0 && n > 0 && n == len(t.bytes())
-			if errno != syscall.EAGAIN {
-				n, err := c.outcome(n, errno)
-				return t, n, err
-			}
+			tried = true
+		}
+		if tried && !c.full {
+			c.yield.after(errno != syscall.EAGAIN)
+		}
+		c.full = errno == 0 && n > 0 && n == len(t.bytes())
+		if errno != syscall.EAGAIN {
+			n, err := c.outcome(n, errno)
+			return t, n, err
 		}
 	}
 	c.waiting()
@@ -281,9 +292,10 @@ func (c *osConn) waitReadable() error {
 	return nil
 }
 
-// alive says that nothing waits on the socket: no byte, no end, no error.
+// alive says that nothing waits on the socket: no byte, no end, no error, and none
+// of ours.
 func (c *osConn) alive() bool {
-	if !c.enter(0) {
+	if !c.settled() || !c.enter(0) {
 		return false
 	}
 	var b [1]byte

@@ -38,5 +38,10 @@ const (
 	DirectResponse        // the route's own answer, with a status of an error
 	ConnectionLimit       // a listener's or the process's
 	SourceLimit           // one address has too many connections
+	DNSTimeout            // DF: no resolver answered in time
+	DNSError              // DF: no resolver could be asked
+	NotRedirected         // NR: a capture listener's connection without an original destination
+	CaptureLoop           // NR: the original destination is a capture listener
+	OutsideMesh           // NR: the mesh allows its own destinations only
 	codeEnd
 )

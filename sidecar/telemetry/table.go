@@ -102,6 +102,16 @@ var table = [codeEnd]Info{
 		"The connection was closed at once because the listener, or the process, has as many as it may have: raise the limit (--max-connections), or find out who keeps so many open."},
 	SourceLimit: {SourceLimit, "source_limit", "", "connection_limit_reached", 0, grpcUnavailable,
 		"The connection was closed at once because its source address has as many as one address may have: raise --max-connections-per-source where that address stands for many clients."},
+	DNSTimeout: {DNSTimeout, "dns_timeout", "DF", "dns_timeout", 0, grpcUnavailable,
+		"No resolver answered a forwarded query in time, so the application got SERVFAIL: check that the resolvers of the host's resolv.conf answer, and that the sidecar's own queries are not captured."},
+	DNSError: {DNSError, "dns_error", "DF", "dns_error", 0, grpcUnavailable,
+		"No resolver could be asked, so the application got SERVFAIL: nothing listens at the addresses of the host's resolv.conf, or they are the sidecar's own."},
+	NotRedirected: {NotRedirected, "not_redirected", "NR", "destination_not_found", http.StatusServiceUnavailable, grpcUnavailable,
+		"The connection came to a capture port by itself, and not by redirection: where it means to go is unknown, and so is whose it is; connect to the service's own name or address, and look at the rules with parrel redirect show."},
+	CaptureLoop: {CaptureLoop, "capture_loop", "NR", "proxy_loop_detected", http.StatusServiceUnavailable, grpcUnavailable,
+		"The connection's destination is a capture port of the sidecar itself, where it would go round in circles: connect to the service's own name or address."},
+	OutsideMesh: {OutsideMesh, "outside_mesh", "NR", "destination_ip_prohibited", 0, grpcUnavailable,
+		"The destination is no service of the mesh that this caller may call, and the mesh allows no others (MeshDestinationsOnly in the mesh config entry): write an intention that allows the caller, or exclude the destination from redirection (--exclude-outbound-cidr, --exclude-outbound-port)."},
 }
 
 // Info returns what the table says of the code; unknown codes are LocalPanic's.

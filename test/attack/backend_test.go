@@ -53,10 +53,7 @@ type backend struct {
 // newBackend listens until the test ends.
 func newBackend(t testing.TB) *backend {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t)
 	b := &backend{t: t, ln: ln, open: map[net.Conn]struct{}{}}
 	b.wg.Go(b.accept)
 	t.Cleanup(func() {

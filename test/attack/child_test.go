@@ -147,6 +147,8 @@ func spawn(t testing.TB, c childConfig) *process {
 	}
 	t.Cleanup(func() {
 		_ = in.Close()
+		kill := time.AfterFunc(endTime+patience, func() { _ = cmd.Process.Kill() }) // it should have ended itself
+		defer kill.Stop()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the sidecar's process: %v", err)
 		}
@@ -167,7 +169,14 @@ func spawn(t testing.TB, c childConfig) *process {
 
 // memory is what the process has of its own in memory: pages of the binary are
 // the page cache's.
-func (p *process) memory() int64 { return p.status("RssAnon") << 10 }
+func (p *process) memory() int64 {
+	p.t.Helper()
+	n, err := p.status("RssAnon")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return n << 10
+}
 
 // collect makes the process give back what it does not use.
 func (p *process) collect() {
@@ -177,24 +186,19 @@ func (p *process) collect() {
 }
 
 // status is a number of /proc/PID/status (proc_pid_status(5)).
-func (p *process) status(key string) int64 {
-	p.t.Helper()
+func (p *process) status(key string) (n int64, err error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", p.pid))
 	if err != nil {
-		p.t.Fatal(err)
+		return 0, err
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if v, ok := strings.CutPrefix(s.Text(), key+":"); ok {
-			var n int64
-			if _, err := fmt.Sscan(v, &n); err != nil {
-				p.t.Fatal(err)
-			}
-			return n
+			_, err := fmt.Sscan(v, &n)
+			return n, err
 		}
 	}
-	p.t.Fatalf("/proc/%d/status has no %s", p.pid, key)
-	return 0
+	return 0, fmt.Errorf("/proc/%d/status has no %s: the process has ended", p.pid, key)
 }
 
 // descriptors is how many the process has open.
@@ -217,24 +221,33 @@ func (p *process) stat(prefix string) float64 {
 	return v
 }
 
-// peak watches the process's memory until stopped and gives the most that it had.
+// peak watches the process's memory until stopped, or the test ends, and gives
+// the most that it had.
 func (p *process) peak() (stop func() int64) {
-	done, most := make(chan struct{}), make(chan int64)
+	p.t.Helper()
+	most := p.memory()
+	done, over := make(chan struct{}), make(chan struct{})
 	go func() {
-		var n int64
+		defer close(over)
 		for {
-			n = max(n, p.memory())
+			n, err := p.status("RssAnon")
+			if err != nil { // it has ended: its test says so
+				return
+			}
+			most = max(most, n<<10)
 			select {
 			case <-done:
-				most <- n
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
 	}()
+	end := sync.OnceFunc(func() { close(done) })
+	p.t.Cleanup(end)
 	return func() int64 {
-		close(done)
-		return <-most
+		end()
+		<-over
+		return most
 	}
 }
 

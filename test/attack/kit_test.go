@@ -30,6 +30,7 @@ import (
 	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/test/consultest"
 	"github.com/parrel-mesh/parrel/xds/client"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -41,8 +42,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience bounds every wait of a test for something that comes.
-const patience = 10 * time.Second
+// patience bounds every wait of a test for something that comes, on a machine
+// that has other things to do. late bounds what a promise says comes at once, or
+// after a part of a second.
+const (
+	patience = 30 * time.Second
+	late     = 10 * time.Second
+)
 
 // identity is one of the test's own trust domain.
 type identity struct {
@@ -251,15 +257,21 @@ func eventually(t testing.TB, what string, ok func() error) {
 	t.Fatalf("not within %s: %s: %v", patience, what, err)
 }
 
-// freeAddress is a loopback address that nobody listens on.
+// freeAddress is a loopback address that nobody listens on, nor will: outgoing
+// connections, of which there are thousands here, get none of these ports.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return fmt.Sprintf("127.0.0.1:%d", consultest.Port(t))
+}
+
+// listen listens at such an address.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", freeAddress(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return ln
 }
 
 // at makes a resource's address of host:port.

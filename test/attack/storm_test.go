@@ -33,7 +33,7 @@ func TestResetStorm(t *testing.T) {
 		}
 	}
 	b.take()
-	fds, goroutines, memory := p.descriptors(), p.stat("go_goroutines"), p.memory()
+	fds, goroutines, memory := p.descriptors(), p.stat("launchgoroutines"), p.memory()
 	var heads strings.Builder
 	f := http2.NewFramer(&heads, nil)
 	_ = f.WriteSettings()
@@ -70,7 +70,7 @@ func TestResetStorm(t *testing.T) {
 		if n := p.descriptors(); n > fds {
 			return fmt.Errorf("%d descriptors, %d before", n, fds)
 		}
-		if n := p.stat("go_goroutines"); n > goroutines+2 { // the page that says it
+		if n := p.stat("launchgoroutines"); n > goroutines+2 { // the page that says it
 			return fmt.Errorf("%v goroutines, %v before", n, goroutines)
 		}
 		if n := p.stat("parrel_overload_descriptors{"); n > 0 {
@@ -98,10 +98,7 @@ func TestResetStorm(t *testing.T) {
 // are taken are served, and nothing is left afterwards.
 func TestDescriptors(t *testing.T) {
 	const limit = 256
-	control, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	control := listen(t)
 	var dialled atomic.Int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -117,6 +114,8 @@ func TestDescriptors(t *testing.T) {
 	t.Cleanup(func() { _ = control.Close(); wg.Wait() })
 	b := newBackend(t)
 	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open) // whatever happens: who waits at it would wait for ever
 	b.answer = func(c net.Conn, s seen) bool {
 		if s.target == "/waits" {
 			<-gate
@@ -163,7 +162,7 @@ func TestDescriptors(t *testing.T) {
 	for _, c := range idle {
 		_ = c.Close()
 	}
-	close(gate)
+	open()
 	for i, c := range waiting {
 		if r, err := c.read("GET"); err != nil || r.status != 200 || r.body != "echo GET /waits 0" {
 			t.Errorf("client %d: %d %q, %v", i, r.status, r.body, err)
@@ -190,6 +189,8 @@ func TestMemory(t *testing.T) {
 	const limit = 64 << 20
 	b := newBackend(t)
 	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open) // whatever happens: who waits at it would wait for ever
 	large := strings.Repeat("x", 1<<20)
 	b.answer = func(c net.Conn, s seen) bool {
 		if s.target == "/large" {
@@ -203,18 +204,12 @@ func TestMemory(t *testing.T) {
 	b.slow = gate
 	p := spawn(t, childConfig{Backend: b.address(), Limits: overload.Config{Memory: limit}})
 	most := p.peak()
-	var wg sync.WaitGroup
-	var conns []net.Conn
+	a := &assault{over: make(chan struct{})}
+	t.Cleanup(a.end)
 	data := make([]byte, 16<<10)
 	for i := range 60 {
-		c, err := net.DialTimeout("tcp", p.Listen, patience)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conns = append(conns, c)
-		_ = c.SetDeadline(time.Now().Add(8 * time.Second))
-		h := newH2(t, c)
-		wg.Go(func() {
+		a.launch(p.Listen, func(c net.Conn) {
+			h := newH2(t, c)
 			_, _ = io.WriteString(c, http2.ClientPreface)
 			_ = h.f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(i % 2 * (1 << 30))})
 			for n := range 200 {
@@ -232,13 +227,7 @@ func TestMemory(t *testing.T) {
 		})
 	}
 	for range 60 {
-		c, err := net.DialTimeout("tcp", p.Listen, patience)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conns = append(conns, c)
-		_ = c.SetDeadline(time.Now().Add(8 * time.Second))
-		wg.Go(func() {
+		a.launch(p.Listen, func(c net.Conn) {
 			_, _ = io.WriteString(c, "POST /upload HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000000\r\n\r\n")
 			for {
 				if _, err := c.Write(data); err != nil {
@@ -247,22 +236,24 @@ func TestMemory(t *testing.T) {
 			}
 		})
 	}
-	pressed := 0.0
-	for range 30 {
+	// Three seconds of it, and until it was felt.
+	pressed, began := 0.0, time.Now()
+	for pressed == 0 || time.Since(began) < 3*time.Second {
+		if time.Since(began) > patience {
+			t.Fatalf("all this is no burden: state %v after %s", pressed, patience)
+		}
 		pressed = max(pressed, p.stat("parrel_overload_state"))
 		time.Sleep(100 * time.Millisecond)
 	}
-	for _, c := range conns {
-		rst(c)
-	}
-	wg.Wait()
+	a.end()
+	t.Logf("%d connections were made, %d refused", a.made.Load(), a.refused.Load())
 	if n := most(); n > limit*11/10 {
 		t.Errorf("memory grew to %s with a cap of %s", mb(n), mb(limit))
 	} else {
 		t.Logf("highest: %s of %s; state %v; %v requests refused, %v reads delayed, %v connections ended", mb(n), mb(limit), pressed,
 			p.stat("parrel_overload_refused_requests_total"), p.stat("parrel_overload_delayed_reads_total"), p.stat("parrel_overload_refused_connections_total"))
 	}
-	close(gate)
+	open()
 	b.take()
 	eventually(t, "it serves again", func() error {
 		if err := ask(p.Listen, "/canary"); err != nil {
@@ -273,4 +264,39 @@ func TestMemory(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// assault is many clients that attack until it ends.
+type assault struct {
+	wg            sync.WaitGroup
+	made, refused atomic.Int64
+	over          chan struct{}
+	once          sync.Once
+}
+
+// launch attacks on a connection of its own. To be refused, by whatever and
+// whenever, is what may happen to an attacker.
+func (a *assault) launch(address string, attack func(net.Conn)) {
+	a.wg.Go(func() {
+		c, err := net.DialTimeout("tcp", address, patience)
+		if err != nil {
+			a.refused.Add(1)
+			return
+		}
+		a.made.Add(1)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			attack(c)
+		}()
+		<-a.over
+		rst(c) // whatever the attack waits for
+		<-done
+	})
+}
+
+// end resets every connection and waits until the attackers are gone.
+func (a *assault) end() {
+	a.once.Do(func() { close(a.over) })
+	a.wg.Wait()
 }

@@ -17,10 +17,7 @@ import (
 // whatever is asked. /canary goes to a sound one.
 func evil(t *testing.T, speak func(c net.Conn)) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -123,7 +123,7 @@ func newClient(t *testing.T, target string, opts ...grpc.DialOption) client {
 // quote is one unary call. It does not wait for a connection, so that a failed
 // one is seen.
 func (c client) quote() (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var out wrapperspb.StringValue
 	err := c.Invoke(ctx, quoteMethod, new(emptypb.Empty), &out)
@@ -132,7 +132,7 @@ func (c client) quote() (string, error) {
 
 // watch is one streaming call with n messages each way.
 func (c client) watch(n int) ([]string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	s, err := c.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, watchMethod)
 	if err != nil {

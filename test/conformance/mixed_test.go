@@ -139,7 +139,7 @@ func TestPlainClients(t *testing.T) {
 		get := func(who, expect string) (string, error) {
 			tr := &http.Transport{TLSClientConfig: plainTLS(t, dirs[who], expect, alpn), ForceAttemptHTTP2: alpn == "h2"}
 			defer tr.CloseIdleConnections()
-			resp, err := (&http.Client{Transport: tr, Timeout: 5 * time.Second}).Get("https://" + public + "/")
+			resp, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Get("https://" + public + "/")
 			if err != nil {
 				return "", err
 			}
@@ -158,7 +158,7 @@ func TestPlainClients(t *testing.T) {
 		}
 	}
 
-	resp, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://" + public + "/")
+	resp, err := (&http.Client{Timeout: 20 * time.Second}).Get("http://" + public + "/")
 	if err == nil {
 		line, _ := bufio.NewReader(resp.Body).ReadString('\n')
 		resp.Body.Close()
@@ -178,7 +178,7 @@ func curlAt(t *testing.T, public string, dirs map[string]string) {
 		t.Skip("curl is not installed; net/http has made the same calls")
 	}
 	curl := func(who string, flags ...string) (string, error) {
-		args := append([]string{"--silent", "--show-error", "--max-time", "5", "--insecure", "--write-out", "%{http_code}"}, flags...)
+		args := append([]string{"--silent", "--show-error", "--max-time", "20", "--insecure", "--write-out", "%{http_code}"}, flags...)
 		if who != "" {
 			args = append(args, "--cert", filepath.Join(dirs[who], "cert.pem"), "--key", filepath.Join(dirs[who], "key.pem"))
 		}
@@ -211,7 +211,7 @@ func TestSidecarsByStateOfTheWorld(t *testing.T) {
 	get := func(want string) {
 		t.Helper()
 		procmesh.Eventually(t, func() error {
-			c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+			c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 20 * time.Second}
 			resp, err := c.Get("http://" + up + "/")
 			if err != nil {
 				return err

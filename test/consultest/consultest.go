@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -87,7 +88,7 @@ func Dev(t testing.TB, o Options) *Agent {
 		a.args = append(a.args, "-hcl="+o.HCL)
 	}
 	a.Start()
-	a.WaitLeader(30 * time.Second)
+	a.WaitLeader(60 * time.Second)
 	return a
 }
 
@@ -243,7 +244,9 @@ func (a *Agent) DeleteEntry(kind, name string) {
 func (a *Agent) do(method, path string, body, out any) {
 	a.t.Helper()
 	text, err := a.try(method, path, body)
-	if errors.Is(err, io.EOF) { // an agent that has just come back may cut a connection: once more
+	// An agent that has just come back, or lost its leader, cuts connections and
+	// answers 500 for a while. Everything here may be said twice.
+	for end := time.Now().Add(recovery); err != nil && passing(err) && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		text, err = a.try(method, path, body)
 	}
 	if err == nil && out != nil {
@@ -253,6 +256,26 @@ func (a *Agent) do(method, path string, body, out any) {
 		a.t.Fatalf("%s %s: %v", method, path, err)
 	}
 }
+
+// recovery bounds how long an agent may take to be well again.
+const recovery = 20 * time.Second
+
+// passing says that an error is one that an agent gets over.
+func passing(err error) bool {
+	var s *statusError
+	if errors.As(err, &s) {
+		return s.code >= 500
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// statusError is an answer that is not 200.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.text) }
 
 func (a *Agent) try(method, path string, body any) (string, error) {
 	var r io.Reader
@@ -271,7 +294,7 @@ func (a *Agent) try(method, path string, body any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Do(req)
 	if err != nil {
 		return "", err
@@ -279,7 +302,7 @@ func (a *Agent) try(method, path string, body any) (string, error) {
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, text)
+		err = &statusError{resp.StatusCode, string(text)}
 	}
 	return string(text), err
 }

@@ -47,7 +47,7 @@ func TestLeaderLoss(t *testing.T) {
 
 	m.Step("the leader is killed: another one is elected")
 	leader.Stop()
-	m.Eventually(30*time.Second, "a new leader", func() error {
+	m.Eventually(90*time.Second, "a new leader", func() error {
 		var now string
 		others[0].Get("/v1/status/leader", &now)
 		if now == "" || now == leader.Server() {
@@ -55,17 +55,17 @@ func TestLeaderLoss(t *testing.T) {
 		}
 		return nil
 	})
-	m.source(20*time.Second, "a fresh catalogue", fresh)
+	m.source(90*time.Second, "a fresh catalogue", fresh)
 	load.More(t, 50)
 	m.Step("what happens then arrives")
 	m.agent.Put("/v1/agent/service/maintenance/api-2?enable=true", nil)
-	m.Only(20*time.Second, m.api, "api-1")
+	m.Only(90*time.Second, m.api, "api-1")
 	m.agent.Put("/v1/agent/service/maintenance/api-2?enable=false", nil)
-	m.Only(20*time.Second, m.api, "api-1", "api-2")
+	m.Only(90*time.Second, m.api, "api-1", "api-2")
 
 	m.Step("a second server is killed: no quorum, the catalogue is marked stale and kept")
 	others[1].Stop()
-	took := m.source(40*time.Second, "a stale catalogue, with a reason", func(s api.Source) bool { return s.Stale && s.Reason != "" })
+	took := m.source(90*time.Second, "a stale catalogue, with a reason", func(s api.Source) bool { return s.Stale && s.Reason != "" })
 	t.Logf("stale after %s", took)
 	out, errs, err := m.Command("status", "--api", m.cp.API)
 	if err != nil || !strings.Contains(out, "STALE") {
@@ -77,9 +77,9 @@ func TestLeaderLoss(t *testing.T) {
 	m.Step("both are back: fresh")
 	leader.Start()
 	others[1].Start()
-	m.source(60*time.Second, "a fresh catalogue", fresh)
+	m.source(90*time.Second, "a fresh catalogue", fresh)
 	m.agent.Put("/v1/agent/service/maintenance/api-2?enable=true", nil)
-	m.Only(20*time.Second, m.api, "api-1")
+	m.Only(90*time.Second, m.api, "api-1")
 	load.Clean(t)
 }
 
@@ -102,7 +102,7 @@ func TestConsulAnswersEmpty(t *testing.T) {
 	})
 	// Confirmations are tried again and again meanwhile, and fail.
 	path := "/v1/health/connect/api"
-	m.Eventually(20*time.Second, "the control plane asks for confirmation", func() error {
+	m.Eventually(90*time.Second, "the control plane asks for confirmation", func() error {
 		if n := proxy.Consistent(path) + proxy.Consistent("/v1/health/service/api"); n < 2 {
 			return fmt.Errorf("asked %d times", n)
 		}
@@ -119,7 +119,7 @@ func TestConsulAnswersEmpty(t *testing.T) {
 
 	m.Step("healed: fresh")
 	proxy.Heal()
-	m.source(20*time.Second, "a fresh catalogue", fresh)
+	m.source(90*time.Second, "a fresh catalogue", fresh)
 	m.Only(soon, m.api, "api-1", "api-2")
 	load.Clean(t)
 
@@ -127,7 +127,7 @@ func TestConsulAnswersEmpty(t *testing.T) {
 	asked := proxy.Consistent(path) + proxy.Consistent("/v1/health/service/api")
 	m.agent.Deregister("api-1")
 	m.agent.Deregister("api-2")
-	m.refusedWith(20*time.Second, m.api, http.StatusServiceUnavailable, "no_healthy_upstream")
+	m.refusedWith(90*time.Second, m.api, http.StatusServiceUnavailable, "no_healthy_upstream")
 	if n := proxy.Consistent(path) + proxy.Consistent("/v1/health/service/api") - asked; n < 2 {
 		t.Errorf("gone after %d consistent readings", n)
 	}
@@ -155,7 +155,7 @@ func TestControlPlaneKilled(t *testing.T) {
 	m.cp.Start()
 	m.cp.Ready()
 	m.cp.InSync("web-1-sidecar-proxy", "api-1-sidecar-proxy", "api-2-sidecar-proxy")
-	m.Only(20*time.Second, m.api, "api-1")
+	m.Only(90*time.Second, m.api, "api-1")
 	m.Eventually(soon, "the intention at api-1", func() error {
 		if !strings.Contains(m.apis["api-1"].sidecar.Page("/config_dump"), "orders") {
 			return errors.New("the sidecar does not have it")
@@ -278,7 +278,7 @@ func TestTwoControlPlanes(t *testing.T) {
 	m.second.InSync(nodes...)
 	m.Step("a new instance joins there and is used")
 	m.start("api-2", ttl)
-	m.Only(20*time.Second, m.api, "api-1", "api-2")
+	m.Only(90*time.Second, m.api, "api-1", "api-2")
 	m.setCheck("api-2:ttl", "critical")
 	m.Only(soon, m.api, "api-1")
 	m.Step("the first one is back, the second dies")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,47 +35,76 @@ func TestRegisteredIsUsed(t *testing.T) {
 
 	m.Step("a second instance is registered: used")
 	m.start("api-2", ttl)
-	m.Only(soon, m.api, "api-1", "api-2")
+	m.used("api-1", "api-2")
 
 	m.Step("its check fails: unused; passes: used")
 	m.setCheck("api-2:ttl", "critical")
-	t.Logf("unused after %s", m.Only(soon, m.api, "api-1"))
+	t.Logf("unused after %s", m.used("api-1"))
 	m.setCheck("api-2:ttl", "passing")
-	t.Logf("used after %s", m.Only(soon, m.api, "api-1", "api-2"))
+	t.Logf("used after %s", m.used("api-1", "api-2"))
 
 	m.Step("the service in maintenance: unused; back: used")
 	m.agent.Put("/v1/agent/service/maintenance/api-2?enable=true&reason=test", nil)
-	m.Only(soon, m.api, "api-1")
+	m.used("api-1")
 	m.agent.Put("/v1/agent/service/maintenance/api-2?enable=false", nil)
-	m.Only(soon, m.api, "api-1", "api-2")
+	m.used("api-1", "api-2")
 
 	m.Step("the proxy alone in maintenance: unused; back: used")
 	m.agent.Put("/v1/agent/service/maintenance/api-2-sidecar-proxy?enable=true&reason=test", nil)
-	m.Only(soon, m.api, "api-1")
+	m.used("api-1")
 	m.agent.Put("/v1/agent/service/maintenance/api-2-sidecar-proxy?enable=false", nil)
-	m.Only(soon, m.api, "api-1", "api-2")
+	m.used("api-1", "api-2")
 
 	m.Step("deregistered: unused, although its sidecar still runs")
 	m.agent.Deregister("api-2")
-	m.Only(soon, m.api, "api-1")
+	m.used("api-1")
 	if !m.apis["api-2"].sidecar.Alive() {
 		t.Error("the sidecar of a deregistered instance has ended")
 	}
 	m.Step("registered again: used")
 	m.agent.Register(ttl("api-2", rig.Define("api", "api-2", m.apis["api-2"].app.Port, m.apis["api-2"].port)))
-	m.Only(soon, m.api, "api-1", "api-2")
+	m.used("api-1", "api-2")
 	load.Clean(t)
 
 	m.Step("the whole node in maintenance: nothing is usable, and the answer says so; back: used")
 	m.agent.Put("/v1/agent/maintenance?enable=true&reason=test", nil)
 	m.refusedWith(soon, m.api, http.StatusServiceUnavailable, "no_healthy_upstream")
 	m.agent.Put("/v1/agent/maintenance?enable=false", nil)
-	m.Only(soon, m.api, "api-1", "api-2")
+	m.used("api-1", "api-2")
 
 	m.Step("the last one deregistered: gone after confirmation")
 	m.agent.Deregister("api-1")
 	m.agent.Deregister("api-2")
 	m.refusedWith(soon, m.api, http.StatusServiceUnavailable, "no_healthy_upstream")
+}
+
+// recheck is how long Consul itself may take to say of an instance what its
+// checks say: an agent that misses a change of a service runs the alias check of
+// its proxy once a minute.
+const recheck = 90 * time.Second
+
+// used waits until Consul gives exactly these instances of api as passing, and
+// then until exactly they are called; it says how long the latter took.
+func (m *mesh) used(instances ...string) time.Duration {
+	m.T.Helper()
+	m.Eventually(recheck, fmt.Sprintf("Consul gives %v", instances), func() error {
+		var given []struct {
+			Service struct {
+				Proxy struct{ DestinationServiceID string }
+			}
+		}
+		m.agent.Get("/v1/health/connect/api?passing", &given)
+		var ids []string
+		for _, g := range given {
+			ids = append(ids, g.Service.Proxy.DestinationServiceID)
+		}
+		slices.Sort(ids)
+		if !slices.Equal(ids, instances) {
+			return fmt.Errorf("it gives %v", ids)
+		}
+		return nil
+	})
+	return m.Only(soon, m.api, instances...)
 }
 
 // refusedWith waits until requests are answered with this status and code.
@@ -122,7 +152,7 @@ func TestHealthCombinations(t *testing.T) {
 			if worst > 1 {
 				want.Flags = "/failed_eds_health"
 			}
-			m.Eventually(soon, fmt.Sprintf("node %s, service %s", node, service), func() error {
+			m.Eventually(recheck, fmt.Sprintf("node %s, service %s", node, service), func() error {
 				if got := m.web.Endpoints("api")[m.apis["api-1"].addr()]; got != want {
 					return fmt.Errorf("endpoint %+v, want %+v", got, want)
 				}

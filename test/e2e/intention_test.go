@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,6 +123,7 @@ func TestDenyEndsConnections(t *testing.T) {
 			return nil
 		})
 	}
+	var ends []time.Duration
 	for range 3 {
 		open()
 		m.Step("an entry that still allows web changes nothing for the open connection")
@@ -138,19 +140,22 @@ func TestDenyEndsConnections(t *testing.T) {
 		m.Step("a deny ends it")
 		m.agent.Entry(rig.Intentions("ledger", "web", "deny"))
 		written := time.Now()
-		_, err := line.Read(5 * time.Second)
+		_, err := line.Read(soon)
 		took := time.Since(written)
 		line.Close()
 		if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 			t.Fatalf("the connection is in the state: %v", err)
 		}
-		if took > time.Second {
-			t.Errorf("the connection was ended %s after the write", took)
-		}
-		t.Logf("ended after %s", took)
+		ends = append(ends, took)
 		ledger.Accessed(soon, "the end of the connection", func(a rig.AccessLine) bool {
 			return a.Direction == "inbound" && a.Code == "reauthorised_denied" && a.SourcePrincipal == principal("web")
 		})
 		m.agent.Entry(rig.Intentions("ledger", "web", "allow"))
+	}
+	slices.Sort(ends)
+	t.Logf("ended after %s", ends)
+	// The middle one: the machine may be busy with other tests.
+	if ends[1] > time.Second {
+		t.Errorf("connections were ended %s after the write", ends)
 	}
 }

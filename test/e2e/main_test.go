@@ -27,7 +27,7 @@ func run(m *testing.M) int {
 }
 
 // soon bounds what should take a fraction of a second, on a busy machine.
-const soon = 10 * time.Second
+const soon = 30 * time.Second
 
 // mesh is web, which calls api, on one Consul agent. Where a test needs
 // another shape it builds it of the parts.
@@ -96,7 +96,7 @@ func newMesh(t *testing.T, o options) *mesh {
 		m.start(id, o.define)
 	}
 	t.Cleanup(m.explain)
-	m.Only(20*time.Second, m.api, o.instances...)
+	m.Only(60*time.Second, m.api, o.instances...)
 	return m
 }
 

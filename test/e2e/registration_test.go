@@ -144,7 +144,7 @@ func TestNotRegistered(t *testing.T) {
 	s := m.Sidecar(m.cp.XDS, []string{"api-2=api"}, "--http-addr", m.agent.HTTP)
 	s.Logged(soon, `api-2`, "register it with `consul services register`")
 	m.agent.Register(map[string]any{"Name": "api", "ID": "api-2", "Address": "127.0.0.1", "Port": app.Port})
-	m.Only(20*time.Second, m.api, "api-1", "api-2")
+	m.Only(90*time.Second, m.api, "api-1", "api-2")
 	if p := m.registeredProxy("api-2-sidecar-proxy"); !strings.Contains(s.Log(), strconv.Itoa(p.Port)) {
 		t.Errorf("the log does not name port %d", p.Port)
 	}

@@ -47,7 +47,7 @@ func (p *parser) listener(path string, n *yaml.Node, l *resource.Listener) {
 		return
 	}
 	if l.UseOriginalDst {
-		p.warn(find(n, "use_original_dst"), join(path, "use_original_dst"), "chains are matched on the address before redirection, and clusters stay as configured")
+		p.warn(find(n, "use_original_dst"), join(path, "use_original_dst"), "only redirected connections are taken, and matched on the address before redirection; Envoy takes others too")
 	}
 	for i := range l.Chains {
 		p.chain(path, fmt.Sprintf("filter_chains[%d]", i), n, &l.Chains[i])
@@ -90,11 +90,8 @@ func (p *parser) chain(path, field string, n *yaml.Node, c *resource.FilterChain
 }
 
 func (p *parser) cluster(path string, n *yaml.Node, c *resource.Cluster) {
-	switch c.Discovery {
-	case resource.DiscoveryEDS:
+	if c.Discovery == resource.DiscoveryEDS {
 		p.fail(find(n, "type"), join(path, "type"), "EDS needs a control plane; give the endpoints here (STATIC, STRICT_DNS, LOGICAL_DNS)")
-	case resource.DiscoveryOriginalDst:
-		p.fail(find(n, "type"), join(path, "type"), "ORIGINAL_DST is not executed; give the endpoints here (STATIC, STRICT_DNS, LOGICAL_DNS)")
 	}
 	if c.TLS == nil {
 		return

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -20,10 +21,11 @@ import (
 
 // Names under which Envoy knows the filters.
 const (
-	filterHCM         = "envoy.filters.network.http_connection_manager"
-	filterTCP         = "envoy.filters.network.tcp_proxy"
-	filterInspector   = "envoy.filters.listener.tls_inspector"
-	filterOriginalDst = "envoy.filters.listener.original_dst"
+	filterHCM           = "envoy.filters.network.http_connection_manager"
+	filterTCP           = "envoy.filters.network.tcp_proxy"
+	filterInspector     = "envoy.filters.listener.tls_inspector"
+	filterHTTPInspector = "envoy.filters.listener.http_inspector"
+	filterOriginalDst   = "envoy.filters.listener.original_dst"
 )
 
 var directions = [...]corev3.TrafficDirection{
@@ -50,13 +52,26 @@ func (e *encoder) listener(l *resource.Listener) *listenerv3.Listener {
 	if l.UseOriginalDst {
 		out.ListenerFilters = append(out.ListenerFilters, e.listenerFilter(filterOriginalDst, &originalv3.OriginalDst{}))
 	}
-	for i := range l.Chains {
-		if m := &l.Chains[i].Match; len(m.ServerNames)+len(m.ApplicationProtocols) > 0 || m.TransportProtocol != "" {
-			out.ListenerFilters = append(out.ListenerFilters, e.listenerFilter(filterInspector, &inspectorv3.TlsInspector{}))
-			break
-		}
+	if slices.ContainsFunc(l.Chains, asksTLS) {
+		out.ListenerFilters = append(out.ListenerFilters, e.listenerFilter(filterInspector, &inspectorv3.TlsInspector{}))
+	}
+	if slices.ContainsFunc(l.Chains, asksHTTP) {
+		out.ListenerFilters = append(out.ListenerFilters, e.listenerFilter(filterHTTPInspector, &httpinspectorv3.HttpInspector{}))
 	}
 	return out
+}
+
+// asksTLS says whether a chain asks for what a ClientHello holds, or for whether
+// there is one.
+func asksTLS(c resource.FilterChain) bool {
+	return len(c.Match.ServerNames) > 0 || c.Match.TransportProtocol != "" || len(c.Match.ApplicationProtocols) > 0 && !asksHTTP(c)
+}
+
+// asksHTTP says whether a chain asks for what plaintext turns out to be.
+func asksHTTP(c resource.FilterChain) bool {
+	return c.TLS == nil && slices.ContainsFunc(c.Match.ApplicationProtocols, func(p string) bool {
+		return p == "http/1.0" || p == "http/1.1" || p == "h2c"
+	})
 }
 
 func (e *encoder) listenerFilter(name string, m proto.Message) *listenerv3.ListenerFilter {

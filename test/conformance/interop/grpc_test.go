@@ -60,7 +60,7 @@ func TestGRPC(t *testing.T) {
 
 func waitListening(t *testing.T, at string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(40 * time.Second); ; {
 		c, err := net.DialTimeout("tcp", at, time.Second)
 		if err == nil {
 			_ = c.Close()

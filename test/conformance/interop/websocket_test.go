@@ -210,7 +210,7 @@ func overHTTP1(t *testing.T, at, path string, fields ...string) (io.ReadWriteClo
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", path, wsKey)
 	for i := 0; i < len(fields); i += 2 {
 		fmt.Fprintf(c, "%s: %s\r\n", fields[i], fields[i+1])
@@ -332,7 +332,7 @@ func overHTTP2(t *testing.T, at, path string, fields ...string) (io.ReadWriteClo
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 	_, _ = io.WriteString(c, http2.ClientPreface)
 	s := &h2Stream{c: c, f: http2.NewFramer(c, c), conn: 65535, own: 65535, first: 65535}
 	s.opened.L = &s.mu

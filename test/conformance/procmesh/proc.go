@@ -66,12 +66,13 @@ func (p *Proc) Kill() {
 	<-p.done
 }
 
-// Stop asks it to end, and kills it when it has not within 5 s.
+// Stop asks it to end, and kills it when it has not within 30 s: a drain may
+// take as long as it was told to.
 func (p *Proc) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		p.Kill()
 	}
 }

@@ -11,15 +11,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/parrel-mesh/parrel/test/consultest"
 )
 
 // Names that every mesh of this package has.
@@ -271,38 +271,28 @@ func (m *Mesh) Sidecar(id, service string, flags ...string) *Proc {
 	return p
 }
 
-// ports counts up from a place of this process's own, below the range that the
-// kernel gives to outgoing connections, so that none of them takes one in
-// between.
-var ports atomic.Int64
-
-// Addr is a loopback address that nobody listens on.
+// Addr is a loopback address that nobody listens on, of those of this process
+// alone ([consultest.Port]).
 func Addr(t testing.TB) string {
 	t.Helper()
-	ports.CompareAndSwap(0, int64(12000+os.Getpid()*61%12000))
-	for range 2000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", ports.Add(1))
-		if l, err := net.Listen("tcp", addr); err == nil {
-			l.Close()
-			return addr
-		}
-	}
-	t.Fatal("procmesh: no free port on 127.0.0.1")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", consultest.Port(t))
 }
 
 // Port is the port of an address.
 func Port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 
-// Eventually tries until f returns nil, for at most 20 s, which a loaded
-// machine may need; it fails the test with f's last error.
+// patience is what a machine may need that has other things to do.
+const patience = 40 * time.Second
+
+// Eventually tries until f returns nil, for at most 40 s; it fails the test with
+// f's last error.
 func Eventually(t testing.TB, f func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if err = f(); err == nil {
 			return
 		}
 	}
-	t.Fatalf("not within 20 s: %v", err)
+	t.Fatalf("not within %s: %v", patience, err)
 }

@@ -11,6 +11,7 @@ package traffic
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -88,7 +90,10 @@ func newWorld(t *testing.T, services ...service) *world {
 	for _, s := range services {
 		procmesh.Eventually(t, func() error {
 			c, err := net.Dial("tcp", w.upstream[s.name])
-			if err != nil {
+			switch {
+			case errors.Is(err, syscall.ECONNRESET): // it listens, and nobody is there
+				return nil
+			case err != nil:
 				return err
 			}
 			return c.Close()
@@ -231,15 +236,15 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// dial opens a raw connection that no operation of which outlives 20 s.
+// dial opens a raw connection that no operation of which outlives 60 s.
 func dial(t *testing.T, addr string) *net.TCPConn {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	c, err := net.DialTimeout("tcp", addr, 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	return c.(*net.TCPConn)

@@ -18,7 +18,7 @@ import (
 func load(t *testing.T, url string, workers int) (stop func() (all, failed int64, first string)) {
 	t.Helper()
 	tr := &http.Transport{MaxIdleConnsPerHost: workers}
-	client := &http.Client{Transport: tr, Timeout: 10 * time.Second}
+	client := &http.Client{Transport: tr, Timeout: 30 * time.Second}
 	var all, failed atomic.Int64
 	var first atomic.Value
 	ended := make(chan struct{})

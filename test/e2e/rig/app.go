@@ -112,7 +112,7 @@ func Status(port int) (int, string, error) {
 
 // Answers sends n requests and counts the answers by instance.
 func Answers(port, n int) (map[string]int, error) {
-	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}}
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{}}
 	defer c.CloseIdleConnections()
 	seen := map[string]int{}
 	for range n {
@@ -163,7 +163,7 @@ func (r *Rig) Load(workers int, ports ...int) *Load {
 	for i := range workers {
 		port := ports[i%len(ports)]
 		l.wg.Go(func() {
-			c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{}}
+			c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{}}
 			defer c.CloseIdleConnections()
 			tick := time.NewTicker(8 * time.Millisecond)
 			defer tick.Stop()
@@ -194,7 +194,7 @@ func (l *Load) end() { l.once.Do(func() { close(l.stop) }); l.wg.Wait() }
 // More waits until n further requests were sent.
 func (l *Load) More(t testing.TB, n int64) {
 	t.Helper()
-	want, end := l.Sent.Load()+n, time.Now().Add(20*time.Second)
+	want, end := l.Sent.Load()+n, time.Now().Add(60*time.Second)
 	for l.Sent.Load() < want {
 		if time.Now().After(end) {
 			t.Fatalf("the load does not get on: %d requests sent", l.Sent.Load())
@@ -221,12 +221,12 @@ type Line struct {
 
 // DialLine opens one and reads the greeting.
 func DialLine(port int) (*Line, string, error) {
-	c, err := net.DialTimeout("tcp", Addr(port), 3*time.Second)
+	c, err := net.DialTimeout("tcp", Addr(port), 20*time.Second)
 	if err != nil {
 		return nil, "", err
 	}
 	l := &Line{c, bufio.NewReader(c)}
-	greeting, err := l.Read(3 * time.Second)
+	greeting, err := l.Read(20 * time.Second)
 	if err != nil {
 		c.Close()
 		return nil, "", err
@@ -251,7 +251,7 @@ func (l *Line) Echo(s string) error {
 	if _, err := fmt.Fprintln(l, s); err != nil {
 		return err
 	}
-	got, err := l.Read(3 * time.Second)
+	got, err := l.Read(20 * time.Second)
 	if err == nil && got != s {
 		err = fmt.Errorf("%q came back as %q", s, got)
 	}

@@ -44,7 +44,7 @@ func (p *Process) Start() {
 	cmd := exec.Command(p.bin, p.Args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(environment(), p.Env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = child()
 	if err := spawn(cmd); err != nil {
 		p.r.T.Fatalf("start %s: %v", p.Name, err)
 	}

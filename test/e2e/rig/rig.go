@@ -145,7 +145,7 @@ func (r *Rig) ControlPlane(consul string, flags ...string) *ControlPlane {
 // Ready waits until the control plane has read its catalogue.
 func (c *ControlPlane) Ready() {
 	c.r.T.Helper()
-	c.r.Eventually(20*time.Second, "the control plane is ready", func() error {
+	c.r.Eventually(60*time.Second, "the control plane is ready", func() error {
 		s, err := c.Status()
 		if err == nil && !s.ControlPlane.Ready {
 			err = fmt.Errorf("it is not: %+v", s.Source)
@@ -171,7 +171,7 @@ func (c *ControlPlane) Status() (api.Status, error) {
 // acknowledged everything.
 func (c *ControlPlane) InSync(nodes ...string) {
 	c.r.T.Helper()
-	c.r.Eventually(20*time.Second, fmt.Sprintf("%q in sync", nodes), func() error {
+	c.r.Eventually(60*time.Second, fmt.Sprintf("%q in sync", nodes), func() error {
 		s, err := c.Status()
 		if err != nil {
 			return err
@@ -186,7 +186,7 @@ func (c *ControlPlane) InSync(nodes ...string) {
 	})
 }
 
-var plain = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var plain = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // Fetch gets a page that must be there.
 func Fetch(url string) (string, error) {

@@ -435,7 +435,7 @@ func ChainMatch(t *rapid.T) resource.ChainMatch {
 			return pick(t, "web.example", "*.example", "*.api.example", "api.example")
 		}),
 		TransportProtocol:    pick(t, "", "tls", "raw_buffer"),
-		ApplicationProtocols: list(t, 0, 2, func(t *rapid.T) string { return pick(t, "h2", "http/1.1") }),
+		ApplicationProtocols: list(t, 0, 2, func(t *rapid.T) string { return pick(t, "h2", "h2c", "http/1.1") }),
 	}
 }
 

@@ -72,7 +72,7 @@ func (b *Bench) Start(name, binary string, args ...string) (*exec.Cmd, error) {
 	defer log.Close()
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	cmd.SysProcAttr = child()
 	started := make(chan error)
 	b.spawn <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
