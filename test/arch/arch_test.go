@@ -249,12 +249,12 @@ func hasPackageDoc(t *testing.T, p pkg) bool {
 	return false
 }
 
-// TestSleep: below test/e2e, the demo and what minds processes no test waits for
-// real time.
+// TestSleep: below test/e2e, the demo and the runner, which start processes, no
+// test waits for real time.
 func TestSleep(t *testing.T) {
 	sleep := regexp.MustCompile(`\btime\.Sleep\(`)
 	for _, p := range list(t) {
-		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "discovery/consul", "deploy/demo", "deploy/run") { // real processes
+		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "test/run", "discovery/consul", "deploy/demo", "deploy/run") {
 			continue
 		}
 		var sleeping []string

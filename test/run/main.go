@@ -1,167 +1,127 @@
 // Command run runs the tests of the packages given and holds them to the
-// project's rule: a test that is skipped without a stated reason fails the run.
-// Its last line counts: "N passed, N failed, N skipped".
+// project's rules:
+//
+//   - A package whose tests start processes, as clients of real time, real ports
+//     and real memory, has the machine to itself; the others run before, side by
+//     side.
+//   - A package that hangs ends after ten minutes with the stacks of its
+//     goroutines, and the whole run after half an hour.
+//   - Of those packages, a test that fails is run once more, alone. Where it then
+//     passes, the run passes and says so in its last lines: "passed only at the
+//     second try: NAME". Where more than three tests fail, or a package ends by a
+//     panic, a time-out or outside a test, nothing is tried again.
+//   - A test that is skipped without a stated reason fails the run.
+//
+// Arguments that begin with "-" are go test's. The last line counts: "N passed,
+// N failed, N skipped".
 package main
 
 import (
-	"bufio"
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
-// event is one line of `go test -json` (cmd/test2json).
-type event struct {
-	Action  string
-	Package string
-	Test    string
-	Elapsed float64
-	Output  string
-}
-
-type key struct{ pkg, test string }
-
-// report collects what the events said.
-type report struct {
-	out                     io.Writer
-	lines                   map[key][]string
-	passed, failed, skipped int
-	bad                     []string // packages that did not build or ended outside a test
-	unexplained             []string // skips without a reason
-}
+const (
+	packageLimit = 10 * time.Minute // for the tests of one package
+	runLimit     = 32 * time.Minute // for everything
+	// lastWords is how long go test may take to say what it has to say when it was
+	// told to end.
+	lastWords = 20 * time.Second
+	// mostRetries is how many tests may be tried a second time.
+	mostRetries = 3
+)
 
 func main() {
-	// Never from the cache: it knows nothing of the binaries that tests build and run.
-	args := append([]string{"test", "-json", "-count=1", "-timeout=20m"}, os.Args[1:]...)
-	cmd := exec.Command("go", args...)
-	cmd.Stderr = os.Stderr
-	stdout, err := cmd.StdoutPipe()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, runLimit, errTooLong)
+	defer cancel()
+	ok, err := run(ctx, os.Stdout, os.Args[1:])
 	if err != nil {
-		fatal(err)
+		fmt.Fprintln(os.Stderr, "test/run:", err)
 	}
-	start := time.Now()
-	if err := cmd.Start(); err != nil {
-		fatal(err)
-	}
-	r := &report{out: os.Stdout, lines: map[key][]string{}}
-	if err := r.read(stdout); err != nil {
-		fatal(err)
-	}
-	runErr := cmd.Wait()
-	ok := r.finish(runErr, time.Since(start))
-	if !ok {
+	if !ok || err != nil {
+		stop()
 		os.Exit(1)
 	}
 }
 
-func fatal(err error) {
-	fmt.Fprintln(os.Stderr, "test/run:", err)
-	os.Exit(1)
-}
+var errTooLong = fmt.Errorf("the whole run takes longer than %s", runLimit)
 
-func (r *report) read(in io.Reader) error {
-	sc := bufio.NewScanner(in)
-	sc.Buffer(make([]byte, 1<<20), 64<<20)
-	for sc.Scan() {
-		var e event
-		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
-			fmt.Fprintln(r.out, sc.Text()) // not an event: show it as it is
-			continue
+func run(ctx context.Context, out io.Writer, args []string) (ok bool, err error) {
+	var flags, patterns []string
+	for _, a := range args {
+		if strings.HasPrefix(a, "-") {
+			flags = append(flags, a)
+		} else {
+			patterns = append(patterns, a)
 		}
-		r.take(e)
 	}
-	return sc.Err()
-}
-
-func (r *report) take(e event) {
-	k := key{e.Package, e.Test}
-	switch e.Action {
-	case "output":
-		r.lines[k] = append(r.lines[k], e.Output)
-		return
-	case "build-output":
-		fmt.Fprint(r.out, e.Output)
-		return
-	case "pass", "fail", "skip":
-	default:
-		return
+	alone, together, err := packages(ctx, patterns)
+	if err != nil {
+		return false, err
 	}
-	defer delete(r.lines, k)
-	if e.Test == "" {
-		r.takePackage(e)
-		return
+	start := time.Now()
+	r := newReport(out)
+	var errs []error
+	if len(together) > 0 {
+		errs = append(errs, goTest(ctx, r, slices.Concat(flags, together)))
 	}
-	switch e.Action {
-	case "pass":
-		r.passed++
-	case "fail":
-		r.failed++
-		fmt.Fprintf(r.out, "FAIL %s %s\n%s", e.Package, e.Test, strings.Join(r.lines[k], ""))
-	case "skip":
-		r.skipped++
-		reason := skipReason(r.lines[k])
-		if reason == "" {
-			r.unexplained = append(r.unexplained, e.Package+" "+e.Test)
+	if len(alone) > 0 {
+		r.mayRetry = true
+		errs = append(errs, goTest(ctx, r, slices.Concat(flags, []string{"-p=1"}, alone)))
+		for _, f := range r.retries() {
+			fmt.Fprintf(r.out, "once more, alone: %s\n", f.key)
+			var said strings.Builder
+			again := newReport(&said)
+			err := goTest(ctx, again, slices.Concat(flags, []string{"-run=^" + regexp.QuoteMeta(f.test) + "$", f.pkg}))
+			r.retried(f, err == nil && again.troubles() == 0 && again.passed > 0, said.String())
 		}
-		fmt.Fprintf(r.out, "skip %s %s: %s\n", e.Package, e.Test, reason)
 	}
+	if cause := context.Cause(ctx); cause != nil {
+		errs = append(errs, fmt.Errorf("ended: %w", cause))
+	}
+	return r.finish(errors.Join(errs...), time.Since(start)), nil
 }
 
-func (r *report) takePackage(e event) {
-	switch e.Action {
-	case "pass":
-		fmt.Fprintf(r.out, "ok   %-60s %6.1f s\n", e.Package, e.Elapsed)
-	case "fail":
-		r.bad = append(r.bad, e.Package)
-		fmt.Fprintf(r.out, "FAIL %-60s %6.1f s\n%s", e.Package, e.Elapsed, strings.Join(r.lines[key{e.Package, ""}], ""))
+// goTest runs go test and reports what it says. An error is one of go test
+// itself; that a test failed is in the report.
+func goTest(ctx context.Context, r *report, args []string) error {
+	if ctx.Err() != nil {
+		return nil // said once
 	}
-}
-
-// skipReason is what the test said when it skipped: any line of its output that
-// is not the runner's own.
-func skipReason(lines []string) string {
-	for _, l := range lines {
-		l = strings.TrimSpace(l)
-		if l == "" || strings.HasPrefix(l, "=== ") || strings.HasPrefix(l, "--- ") {
-			continue
-		}
-		if _, text, ok := strings.Cut(l, ".go:"); ok {
-			if _, reason, ok := strings.Cut(text, ": "); ok {
-				return strings.TrimSpace(reason)
-			}
-			continue
-		}
-		return l
+	// Never from the cache: it knows nothing of the binaries that tests build and run.
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1", "-timeout=" + packageLimit.String()}, args...)...)
+	cmd.Stderr = os.Stderr
+	// A group of its own: whoever ends it ends the tests, which show their stacks.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error {
+		time.AfterFunc(lastWords/2, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // gone is as good
+		return syscall.Kill(-cmd.Process.Pid, syscall.SIGQUIT)
 	}
-	return ""
-}
-
-func (r *report) finish(runErr error, took time.Duration) bool {
-	ok := runErr == nil && r.failed == 0 && len(r.bad) == 0 && len(r.unexplained) == 0
-	slices.Sort(r.bad)
-	for _, p := range r.bad {
-		fmt.Fprintf(r.out, "failed package: %s\n", p)
+	cmd.WaitDelay = lastWords
+	out, in := io.Pipe()
+	cmd.Stdout = in
+	before := r.troubles()
+	read := make(chan error, 1)
+	go func() { read <- r.read(out) }()
+	err := cmd.Run()
+	_ = in.Close()
+	rerr := <-read
+	r.cut()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && rerr == nil && r.troubles() > before {
+		return nil // the report knows why
 	}
-	for _, s := range r.unexplained {
-		fmt.Fprintf(r.out, "skipped without a reason (give t.Skip one, or mend the test): %s\n", s)
-	}
-	if runErr != nil && r.failed == 0 && len(r.bad) == 0 {
-		fmt.Fprintf(r.out, "go test: %v\n", runErr)
-	}
-	if r.passed+r.failed == 0 {
-		fmt.Fprintln(r.out, "no test ran")
-		ok = false
-	}
-	fmt.Fprintf(r.out, "tests took %s\n", took.Round(time.Second))
-	failed := r.failed
-	if !ok && failed == 0 {
-		failed = max(1, len(r.bad)+len(r.unexplained))
-	}
-	fmt.Fprintf(r.out, "%d passed, %d failed, %d skipped\n", r.passed, failed, r.skipped)
-	return ok
+	return errors.Join(err, rerr)
 }

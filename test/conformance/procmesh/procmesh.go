@@ -60,9 +60,8 @@ func build(commands ...string) (bins map[string]string, remove func(), err error
 	remove = func() { os.RemoveAll(dir) }
 	bins = map[string]string{}
 	for _, c := range commands {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", c) // as make build, whose cache it finds
+		cmd := exec.Command("go", "build", "-o", dir+"/", c) // as go test builds, whose cache it finds
 		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			remove()
 			return nil, nil, fmt.Errorf("procmesh: go build %s: %w\n%s", c, err, out)
