@@ -112,7 +112,7 @@ func showHop(t *table, where string, h *api.Hop, steps bool) {
 		return
 	}
 	fmt.Fprintf(t, "\n%s: listener %s at %s", where, h.Listener, h.Address)
-	for _, part := range []struct{ name, value string }{{"chain", h.Chain}, {"virtual host", h.VirtualHost}, {"route", h.Route}, {"cluster", h.Cluster}, {"from", h.Entry}} {
+	for _, part := range []struct{ name, value string }{{"captured on the way to", h.Destination}, {"chain", h.Chain}, {"virtual host", h.VirtualHost}, {"route", h.Route}, {"cluster", h.Cluster}, {"from", h.Entry}} {
 		if part.value != "" {
 			fmt.Fprintf(t, ", %s %s", part.name, part.value)
 		}

@@ -107,6 +107,7 @@ func (f *sidecarFlags) bind(cmd *cobra.Command, fs *pflag.FlagSet) {
 	fs.StringVar(&f.bindAddress, "bind-address", "", "address of a proxy that the sidecar registers itself (default: the service's)")
 	fs.StringVar(&f.httpAddr, "http-addr", "", "Consul agent on this host (default: CONSUL_HTTP_ADDR; none: Consul is not touched)")
 	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
+	fs.StringVar(&f.cfg.ResolvConf, "resolv-conf", "/etc/resolv.conf", "file that names the resolvers to which DNS queries are forwarded, and the search domains")
 	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
 	f.bootstrap.bind(fs)
 	f.limits.bind(fs)

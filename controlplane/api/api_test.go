@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,12 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// transparent is the shop with nothing but intentions to say who calls whom.
+var transparent = func() string {
+	bare := regexp.MustCompile(`(?s)proxy: \{upstreams: \[.*?\]\}`).ReplaceAllString(meshtest.Shop, "")
+	return strings.Replace(bare, "name: global, config", "name: global, mode: transparent, config", 1)
+}()
+
 // TestExplain: each verdict, with the sentence that says why.
 func TestExplain(t *testing.T) {
 	for _, c := range []struct{ catalogue, query, verdict, reason string }{
@@ -103,8 +110,15 @@ func TestExplain(t *testing.T) {
 		{strings.Replace(meshtest.Shop, "name: web, action: allow", "name: web, action: deny", 1), "from=web&to=api", "denied", "the intention of service-intentions/api for source web denies"},
 		{strings.Replace(meshtest.Shop, "{name: web, action: allow}", "{name: web, permissions: [{action: allow, http: {path_prefix: /}}]}", 1), "from=web&to=api", "denied", "permissions are not executed"},
 		{strings.Replace(meshtest.Shop, "{name: web, action: allow}", "{name: orders, action: allow}", 1), "from=web&to=api", "denied", "no intention allows it, and the default is deny"},
+		{transparent, "from=api&to=users", "allowed", `"chain": "users.default.dc1.internal.parrel.test"`},
+		{strings.Replace(transparent, ", config: {protocol: http}", "", 1), "from=web&to=api", "allowed", `"chain": "public_listener|http"`},
 		{meshtest.Shop, "from=web&to=orders", "no_upstream", "web has no upstream orders"},
 		{strings.Replace(meshtest.Shop, "id: users-1,", "id: users-1, health: critical,", 1), "from=api&to=users", "no_endpoint", "none of the 2 instances of users is healthy"},
+		{transparent, "from=web&to=orders", "denied", "the intention of service-intentions/orders for source * denies"},
+		{transparent, "from=users&to=api", "denied", "no intention allows it, and the default is deny"},
+		{transparent, "from=users&to=api", "denied", `"chain": "virtual-address-not-callable"`},
+		{transparent, "from=api&to=users", "allowed", `"destination": "24`},
+		{transparent, "from=api&to=orders", "allowed", `"chain": "orders.default.dc1.internal.parrel.test"`},
 	} {
 		rec := get(api(t, c.catalogue), "/v1/explain?"+c.query)
 		body := rec.Body.String()

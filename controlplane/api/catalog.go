@@ -17,6 +17,9 @@ type Service struct {
 	Protocol string `json:"protocol"`
 	SPIFFEID string `json:"spiffe_id,omitempty"`
 	Cluster  string `json:"cluster"`
+	// VirtualAddress is what the service's names resolve to where traffic is
+	// captured; "" where it has no proxy.
+	VirtualAddress string `json:"virtual_address,omitempty"`
 	// Stale: the source says that it is gone, and that is not yet confirmed.
 	Stale      bool        `json:"stale"`
 	Instances  []Instance  `json:"instances"`
@@ -38,8 +41,11 @@ type Instance struct {
 // Proxy is one sidecar, or a connect-native instance.
 type Proxy struct {
 	Instance
-	Native    bool       `json:"native"`
-	Upstreams []Upstream `json:"upstreams,omitempty"`
+	Native bool `json:"native"`
+	// Transparent: its traffic is captured, and beside Upstreams it reaches every
+	// service that intentions let it call.
+	Transparent bool       `json:"transparent,omitempty"`
+	Upstreams   []Upstream `json:"upstreams,omitempty"`
 }
 
 // Upstream is one upstream of a proxy.
@@ -76,15 +82,24 @@ func service(m *mesh.Snapshot, svc *discovery.Service) Service {
 		Cluster: generate.ClusterName(m, svc.Name), Stale: svc.Stale,
 		Instances: []Instance{}, Proxies: []Proxy{},
 	}
+	if v, ok := m.Virtual(svc.Name); ok {
+		s.VirtualAddress = v.Addr.String()
+	}
 	for _, i := range svc.Instances {
 		s.Instances = append(s.Instances, instance(i))
 	}
 	for _, w := range m.WorkloadsOf(svc.Name) {
 		p := Proxy{Instance: instance(w.Instance), Native: w.Instance.Native}
+		t, transparent := m.Transparent(w)
+		p.Transparent = transparent
 		for _, u := range w.Upstreams {
+			l := generate.OutboundListener(u)
+			if transparent && !u.Bound() {
+				l = generate.OutboundCapture(t)
+			}
 			p.Upstreams = append(p.Upstreams, Upstream{
-				Service: u.Service.String(), Listener: generate.OutboundListener(u),
-				Protocol: m.Protocol(u.Service).Name, Unsupported: u.Unsupported,
+				Service: u.Service.String(), Listener: l,
+				Protocol: m.Protocol(u.Service).Name, Unsupported: m.Served(w, u),
 			})
 		}
 		s.Proxies = append(s.Proxies, p)

@@ -48,8 +48,10 @@ type Request struct {
 
 // Hop is what one sidecar decides.
 type Hop struct {
-	Listener      string         `json:"listener"`
-	Address       string         `json:"address"`
+	Listener string `json:"listener"`
+	Address  string `json:"address"`
+	// Destination is where a captured connection was going.
+	Destination   string         `json:"destination,omitempty"`
 	Entry         string         `json:"entry,omitempty"`
 	Chain         string         `json:"chain,omitempty"`
 	Authorisation *Authorisation `json:"authorisation,omitempty"`
@@ -168,17 +170,11 @@ func (x *explanation) run() {
 
 func (x *explanation) outbound() {
 	v := generate.View{Workload: x.from}
-	i := slices.IndexFunc(x.from.Upstreams, func(u mesh.Upstream) bool { return u.Service == x.to.Service })
-	if i < 0 {
-		x.end("no_upstream", "%s has no upstream %s: add it to the upstreams of the registration %s",
-			x.from.Service.Name, x.to.Service.Name, x.from.NodeID)
+	name, destination := x.listener()
+	if name == "" {
 		return
 	}
-	if why := x.from.Upstreams[i].Unsupported; why != "" {
-		x.end("no_upstream", "the upstream %s of %s is not served: %s", x.to.Service.Name, x.from.NodeID, why)
-		return
-	}
-	r, _, ok := generate.Resource(x.m, v, resource.TypeListener, generate.OutboundListener(x.from.Upstreams[i]))
+	r, _, ok := generate.Resource(x.m, v, resource.TypeListener, name)
 	if !ok {
 		x.end("no_upstream", "the upstream %s of %s has no listener", x.to.Service.Name, x.from.NodeID)
 		return
@@ -186,15 +182,52 @@ func (x *explanation) outbound() {
 	l := r.(*resource.Listener)
 	hop, tr := newHop(l)
 	x.out.Outbound = hop
-	chain, ok := decide.CompileListener(l).Match(decide.Connection{
+	conn := decide.Connection{
 		Destination: addrPort(l.Address), Source: netip.AddrPortFrom(netip.IPv4Unspecified(), 0), TransportProtocol: "raw_buffer",
-	}, tr)
-	if ok {
-		x.through(hop, chain, v, &decide.Facts{}, tr)
-	} else {
+	}
+	if destination.IsValid() {
+		conn.Destination, hop.Destination = destination, destination.String()
+		conn.ALPN = []string{"http/1.1"} // what is asked about is a request, and would be seen to be one
+	}
+	chain, ok := decide.CompileListener(l).Match(conn, tr)
+	switch {
+	case ok && chain.Name == generate.NotCallable:
+		hop.Chain = chain.Name
+		x.end("denied", "%s", x.denial(""))
+	case ok:
+		x.through(hop, chain, v, &decide.Facts{Destination: conn.Destination}, tr)
+	default:
 		x.end("no_chain", "no filter chain of listener %s takes the connection", l.Name)
 	}
 	hop.Steps = steps(tr)
+}
+
+// listener finds the listener that takes the call: the upstream's own, else, where
+// the caller is transparent, the one of captured connections, with the virtual
+// address and the port to which the call goes.
+func (x *explanation) listener() (name string, destination netip.AddrPort) {
+	t, transparent := x.m.Transparent(x.from)
+	i := slices.IndexFunc(x.from.Upstreams, func(u mesh.Upstream) bool {
+		return u.Service == x.to.Service && (u.Bound() || !transparent)
+	})
+	if i >= 0 {
+		if why := x.m.Served(x.from, x.from.Upstreams[i]); why != "" {
+			x.end("no_upstream", "the upstream %s of %s is not served: %s", x.to.Service.Name, x.from.NodeID, why)
+			return "", destination
+		}
+		return generate.OutboundListener(x.from.Upstreams[i]), destination
+	}
+	if !transparent {
+		x.end("no_upstream", "%s has no upstream %s: add it to the upstreams of the registration %s, or make that proxy transparent",
+			x.from.Service.Name, x.to.Service.Name, x.from.NodeID)
+		return "", destination
+	}
+	at, ok := x.m.Virtual(x.to.Service)
+	if !ok {
+		x.end("no_upstream", "%s has no virtual address: no proxy and no connect-native instance of it is registered", x.to.Service.Name)
+		return "", destination
+	}
+	return generate.OutboundCapture(t), netip.AddrPortFrom(at.Addr, generate.ServicePort(x.m, x.to))
 }
 
 // through follows a chain to its cluster.
@@ -345,8 +378,11 @@ func (x *explanation) inbound() {
 		Destination: addrPort(l.Address), Source: netip.AddrPortFrom(netip.IPv4Unspecified(), 0),
 		ServerName: generate.ClusterName(x.m, x.to.Service), TransportProtocol: "tls",
 	}
-	if x.m.Protocol(x.to.Service).HTTP() {
+	switch p := x.m.Protocol(x.to.Service); {
+	case p.HTTP():
 		conn.ALPN = []string{"h2", "http/1.1"}
+	case !p.Declared() && x.out.Outbound != nil && strings.HasSuffix(x.out.Outbound.Chain, "|http"):
+		conn.ALPN = []string{"http/1.1"} // as the caller's sidecar, which saw what it was
 	}
 	chain, ok := decide.CompileListener(l).Match(conn, tr)
 	if ok {
@@ -366,11 +402,24 @@ func newHop(l *resource.Listener) (*Hop, *decide.Trace) {
 
 func steps(tr *decide.Trace) []Step {
 	out := make([]Step, 0, len(tr.Steps))
-	for _, s := range tr.Steps {
+	for i, s := range tr.Steps {
+		if i >= mostSteps && !s.Matched && i < len(tr.Steps)-mostSteps {
+			if last := &out[len(out)-1]; last.Subject == others {
+				continue
+			}
+			s = decide.Step{Subject: others, Reason: fmt.Sprintf("%d comparisons more, as those above", len(tr.Steps)-2*mostSteps)}
+		}
 		out = append(out, Step(s))
 	}
 	return out
 }
+
+// Of a long list of comparisons the first and the last are shown: a capture
+// listener may have thousands of chains.
+const (
+	mostSteps = 20
+	others    = "and so on"
+)
 
 func address(a resource.Address) string {
 	if a.Path != "" {

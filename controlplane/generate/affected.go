@@ -28,13 +28,9 @@ func Affected(old, new *mesh.Snapshot, ch mesh.Change) (shared []Key, workloads 
 			a.capturing(name)
 		}
 	}
-	for _, name := range ch.Virtual {
+	for _, name := range ch.Virtual { // each that joined or left the mesh is among them
 		a.shared[Key{resource.TypeListener, dnsListenerName(name)}] = true
-	}
-	for _, list := range [][]discovery.ServiceName{ch.Connect, ch.Virtual} {
-		for _, name := range list {
-			a.capturing(name)
-		}
+		a.capturing(name)
 	}
 	for _, name := range ch.Services {
 		a.service(name)

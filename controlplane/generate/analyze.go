@@ -55,6 +55,7 @@ func Analyze(m *mesh.Snapshot) []Finding {
 	for _, name := range m.ServiceNames() {
 		a.service(name)
 	}
+	a.virtual()
 	SortFindings(a.found)
 	return a.found
 }
@@ -92,10 +93,16 @@ func (a *analysis) entry(e *discovery.ConfigEntry) {
 		a.intentions(e, body)
 	case *discovery.ServiceDefaults:
 		a.protocol(e, body.Protocol)
+		a.modes(e, body.Mode, body.MutualTLSMode)
+		dst := a.m.Local(e.Key.Name)
+		dst.Partition, dst.Namespace = e.Key.Partition, e.Key.Namespace
+		a.permissive(e, body.MutualTLSMode, a.m.WorkloadsOf(dst))
 	case *discovery.Mesh:
 		a.requests(e, body.RequestNormalization)
 	case *discovery.ProxyDefaults:
 		a.numbers(where, name, "Config.", body.Config)
+		a.modes(e, body.Mode, body.MutualTLSMode)
+		a.permissive(e, body.MutualTLSMode, a.m.Workloads())
 		word, _ := body.Config["protocol"].(string)
 		a.protocol(e, word)
 	}
@@ -262,16 +269,21 @@ func (a *analysis) workload(w *mesh.Workload) {
 	if _, ok := localApp(a.m, w); !ok {
 		a.add(Finding{SeverityError, where, name, "Proxy.LocalServicePort", "the registration does not say where the application is", "there is no inbound listener", "write local_service_port, or register the service with a port"})
 	}
+	a.transparent(w, name, where)
 	listeners := map[string]bool{}
 	for _, u := range w.Upstreams {
 		field := "Proxy.Upstreams[" + u.DestinationName + "]"
 		_, exists := a.m.Service(u.Service)
+		why := a.m.Served(w, u)
 		switch {
-		case u.Unsupported != "":
-			a.add(Finding{SeverityError, where, name, field, u.Unsupported, "the upstream is not served", ""})
+		case why != "":
+			a.add(Finding{SeverityError, where, name, field, why, "the upstream is not served", ""})
 			continue
 		case !exists:
 			a.add(Finding{SeverityWarning, where, name, field, "no service " + u.Service.String() + " is in the catalogue", "calls fail until it is registered", "correct destination_name if it is mistyped"})
+		}
+		if !u.Bound() {
+			continue
 		}
 		l := fmt.Sprint(listenHost(bindAddress(u), "127.0.0.1"), ":", u.LocalBindPort)
 		if u.LocalBindSocketPath != "" {

@@ -47,6 +47,44 @@ entries:
 	}
 }
 
+// TestAnalyzeTransparent holds the findings of transparent proxies.
+func TestAnalyzeTransparent(t *testing.T) {
+	m := build(meshtest.MustRead(`
+default: deny
+services:
+- {name: alone, port: 80, connect: {sidecar_service: {proxy: {mode: transparent}}}}
+- {name: web, port: 81, connect: {sidecar_service: {proxy: {mode: transparent, transparent_proxy: {outbound_listener_port: 15006}}}}}
+- {name: api, port: 82, connect: {sidecar_service: {tagged_addresses: {consul-virtual: {address: 240.0.0.1}}, proxy: {mode: transparent, transparent_proxy: {dialed_directly: true}}}}}
+- {name: api, id: api-2, port: 82, address: 10.0.0.7, connect: {sidecar_service: {tagged_addresses: {consul-virtual: {address: 240.0.0.2}}}}}
+- {name: db, port: 83, connect: {sidecar_service: {tagged_addresses: {consul-virtual: {address: 240.0.0.2}, virtual: {address: 240.0.0.2}}, proxy: {mode: transparent, transparent_proxy: {dialed_directly: true}}}}}
+- {name: direct, port: 84, connect: {sidecar_service: {proxy: {transparent_proxy: {outbound_listener_port: 15009}, upstreams: [{destination_name: api, local_bind_port: 9001}]}}}}
+- {name: "Bad Name", port: 85, connect: {native: true}}
+- {name: outside, port: 86}
+entries:
+- {kind: service-defaults, name: api, mutual_tls_mode: permissive}
+- {kind: service-defaults, name: direct, mutual_tls_mode: permissive}
+- {kind: mesh, transparent_proxy: {mesh_destinations_only: true}, allow_enabling_permissive_mutual_tls: true}
+- {kind: service-intentions, name: api, sources: [{name: web, action: allow}, {name: api, action: allow}, {name: db, action: allow}]}
+- {kind: service-intentions, name: db, sources: [{name: api, action: allow}]}
+`))
+	var b strings.Builder
+	for _, f := range Analyze(m) {
+		fmt.Fprintf(&b, "%s %s: %s %s: %s; %s; %s\n", f.Severity, f.Place, f.Entry, f.Field, f.Problem, f.Instead, f.Remedy)
+	}
+	golden.Check(t, "testdata/analyze-transparent.golden", b.String())
+	not := build(meshtest.MustRead(`
+services:
+- {name: web, port: 80, connect: {sidecar_service: {proxy: {mode: transparent}}}}
+entries:
+- {kind: service-defaults, name: web, mutual_tls_mode: permissive}
+- {kind: service-intentions, name: web, sources: [{name: web, action: allow}]}
+`))
+	found := Analyze(not)
+	if len(found) != 2 || found[1].Field != "MutualTLSMode" || !strings.Contains(found[1].Remedy, "AllowEnablingPermissiveMutualTLS") {
+		t.Errorf("permissive without the mesh's leave: %+v", found)
+	}
+}
+
 // TestProtocolThatConsulWrote: the agent merges the protocol of service-defaults
 // into a proxy's own configuration; that is nobody's mistake.
 func TestProtocolThatConsulWrote(t *testing.T) {

@@ -172,6 +172,15 @@ func servicePort(m *mesh.Snapshot, w *mesh.Workload) int {
 	return 0
 }
 
+// ServicePort is the port on which the service of a workload says that it is; 0
+// where it does not.
+func ServicePort(m *mesh.Snapshot, w *mesh.Workload) uint16 {
+	if w.Instance.Proxy == nil {
+		return port(w.Instance.Port)
+	}
+	return port(servicePort(m, w))
+}
+
 // destination is the instance that a proxy stands for; nil where it is not
 // registered.
 func destination(m *mesh.Snapshot, name discovery.ServiceName, proxy *discovery.Instance) *discovery.Instance {

@@ -49,6 +49,9 @@ func (c *cache) workload(m *mesh.Snapshot, w *mesh.Workload, fresh func(shared b
 				_, private, _ := Resource(m, v, t, n)
 				if private {
 					if r, _, ok := Resource(m, v, t, n); ok {
+						if err := r.Validate(); err != nil {
+							panic(fmt.Sprintf("%s %s is not valid: %v", w.NodeID, n, err))
+						}
 						c.private[pk] = r
 					}
 					continue
@@ -74,7 +77,8 @@ func newCache() *cache {
 // TestIncremental applies random deltas. After each, a cache that regenerates
 // only what Affected names holds the same as one that was made anew.
 func TestIncremental(t *testing.T) {
-	for seed := range uint64(8) {
+	captured := 0
+	for seed := range uint64(12) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		b := mesh.NewBuilder(mesh.Config{TrustDomain: meshtest.TrustDomain, Datacenter: meshtest.Datacenter})
 		kept := newCache()
@@ -94,6 +98,12 @@ func TestIncremental(t *testing.T) {
 			}
 			want := newCache()
 			for _, w := range m.Workloads() {
+				if tp, transparent := m.Transparent(w); transparent && len(m.Callable(w.Service)) > 0 {
+					captured++
+					if !resource.Equal(outboundCapture(m, w, tp), makeCapture(m, w, tp)) {
+						t.Fatalf("seed %d step %d: %s got another workload's listener", seed, step, w.Key())
+					}
+				}
 				want.workload(m, w, func(bool, Key) bool { return true })
 				// Shared resources that were named are made again for all who hold
 				// them; a workload's own only where it was named.
@@ -109,6 +119,9 @@ func TestIncremental(t *testing.T) {
 				return
 			}
 		}
+	}
+	if captured < 300 {
+		t.Errorf("only %d transparent workloads had somebody to call: the deltas are too plain", captured)
 	}
 }
 
@@ -186,17 +199,23 @@ func randomDelta(r *rand.Rand) discovery.Delta {
 			entry(&d, mesh.KindServiceDefaults, pick(r, world()...), r.IntN(4) == 0, &discovery.ServiceDefaults{
 				Protocol:         pick(r, "tcp", "http", "grpc", ""),
 				UpstreamDefaults: &discovery.UpstreamConfig{MaxConnections: r.IntN(3)},
+				Mode:             pick(r, "", "", discovery.ModeDirect, discovery.ModeTransparent),
+				TransparentProxy: discovery.TransparentProxy{OutboundListenerPort: pick(r, 0, 16001), DialedDirectly: r.IntN(2) == 0},
+				MutualTLSMode:    pick(r, "", discovery.MutualTLSPermissive),
 			})
 		case 8, 9:
 			entry(&d, mesh.KindServiceIntentions, pick(r, append(world(), "*")...), r.IntN(4) == 0, &discovery.ServiceIntentions{
 				Sources: []discovery.SourceIntention{{Name: pick(r, append(world(), "*")...), Action: pick(r, discovery.Allow, discovery.Deny)}},
 			})
 		case 10:
-			entry(&d, mesh.KindProxyDefaults, "global", r.IntN(2) == 0, &discovery.ProxyDefaults{Config: map[string]any{"protocol": pick(r, "tcp", "http")}})
+			entry(&d, mesh.KindProxyDefaults, "global", r.IntN(2) == 0, &discovery.ProxyDefaults{
+				Config: map[string]any{"protocol": pick(r, "tcp", "http", "")}, Mode: pick(r, "", discovery.ModeTransparent),
+				MutualTLSMode: pick(r, "", discovery.MutualTLSPermissive),
+			})
 		case 12:
 			entry(&d, mesh.KindMesh, "mesh", r.IntN(3) == 0, &discovery.Mesh{RequestNormalization: &discovery.RequestNormalization{
 				MergeSlashes: r.IntN(2) == 0, PathWithEscapedSlashesAction: pick(r, "", "KEEP_UNCHANGED"),
-			}})
+			}, MeshDestinationsOnly: r.IntN(2) == 0, AllowEnablingPermissiveMutualTLS: r.IntN(2) == 0})
 		case 11:
 			d.Roots = &discovery.TrustRoots{TrustDomain: meshtest.TrustDomain, RootsPEM: []string{fmt.Sprint(r.IntN(3))}}
 			d.DefaultIntention = pick(r, discovery.Allow, discovery.Deny)
@@ -221,11 +240,21 @@ func randomService(r *rand.Rand) *discovery.Service {
 		s.Instances = append(s.Instances, &discovery.Instance{Service: name, ID: id, Node: "n1", Address: "10.0.0.1", Port: 8000 + r.IntN(2)})
 		p := &discovery.Instance{
 			Service: name, ID: id + "-sidecar-proxy", Node: "n1", Kind: discovery.KindConnectProxy,
-			Address: "10.0.0.1", Port: 21000 + i, Health: discovery.Health(r.IntN(4)),
-			Proxy: &discovery.Proxy{DestinationService: name.Name, DestinationServiceID: id, LocalServicePort: pick(r, 0, 8000)},
+			Address: pick(r, "10.0.0.1", "10.0.0.2"), Port: 21000 + i, Health: discovery.Health(r.IntN(4)),
+			Proxy: &discovery.Proxy{
+				DestinationService: name.Name, DestinationServiceID: id, LocalServicePort: pick(r, 0, 8000),
+				Mode:             pick(r, "", discovery.ModeTransparent, discovery.ModeTransparent),
+				TransparentProxy: discovery.TransparentProxy{DialedDirectly: r.IntN(3) == 0},
+			},
+		}
+		switch r.IntN(6) {
+		case 0:
+			p.Tagged = map[string]string{discovery.TagConsulVirtual: pick(r, "240.0.0.1", "240.0.0.2")}
+		case 1:
+			p.Tagged = map[string]string{discovery.TagVirtual: pick(r, "10.96.0.1", "10.96.0.2")}
 		}
 		for j := range r.IntN(3) {
-			p.Proxy.Upstreams = append(p.Proxy.Upstreams, discovery.Upstream{DestinationName: pick(r, world()...), LocalBindPort: 9000 + j})
+			p.Proxy.Upstreams = append(p.Proxy.Upstreams, discovery.Upstream{DestinationName: pick(r, world()...), LocalBindPort: pick(r, 0, 9000+j)})
 		}
 		s.Proxies = append(s.Proxies, p)
 	}

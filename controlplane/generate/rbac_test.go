@@ -72,6 +72,10 @@ func TestIntentions(t *testing.T) {
 				if want := naive(entries, m.Default, src, dst); got.Allowed != want {
 					t.Fatalf("%s → %s: got %v, want %v; default %s, intentions %v", src, dst, got.Allowed, want, m.Default, entries)
 				}
+				// The caller's sidecar is told of whom the callee's lets it call.
+				if m.MayCall(m.Local(src), m.Local(dst)) != got.Allowed {
+					t.Fatalf("%s → %s: MayCall is not what the callee says, %v", src, dst, got.Allowed)
+				}
 			}
 		}
 	}

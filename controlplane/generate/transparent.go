@@ -48,6 +48,39 @@ func plaintextHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 // Nothing in it is the workload's own, so that workloads which may call the same
 // have the same bytes.
 func outboundCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProxy) *resource.Listener {
+	key := captureKey{port: t.OutboundListenerPort, partition: w.Service.Partition}
+	callable := m.Callable(w.Service)
+	if len(callable) == 0 || !alike(m, w) {
+		return makeCapture(m, w, t)
+	}
+	key.callable, key.n = &callable[0], len(callable)
+	return m.Memo(key, func() any { return makeCapture(m, w, t) }).(*resource.Listener)
+}
+
+// captureKey is all that the capture listener of a workload depends on, beside
+// the mesh, where it has no options of its own. Sources that may call the same
+// share the list of it.
+type captureKey struct {
+	callable  *discovery.ServiceName
+	n, port   int
+	partition string
+}
+
+// alike says whether what a workload names as its upstreams makes no difference
+// to what it reaches at virtual addresses.
+func alike(m *mesh.Snapshot, w *mesh.Workload) bool {
+	if d, _ := m.ServiceDefaults(w.Service); d != nil && (d.UpstreamDefaults != nil || len(d.UpstreamOverrides) > 0) {
+		return false
+	}
+	same := true
+	explicit(m, w, func(u upstream) bool {
+		same = !u.captured || u.options == options{} && m.Calls(w.Service, u.Service)
+		return same
+	})
+	return same
+}
+
+func makeCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProxy) *resource.Listener {
 	l := &resource.Listener{
 		Name: OutboundCapture(t), Direction: resource.Outbound, UseOriginalDst: true,
 		Address: resource.Address{Host: "127.0.0.1", Port: port(t.OutboundListenerPort)},

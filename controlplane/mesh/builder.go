@@ -133,6 +133,8 @@ func (b *Builder) Apply(d discovery.Delta) (*Snapshot, Change) {
 	if next.callable == nil || ch.All || len(ch.Connect)+len(ch.Intentions) > 0 {
 		next.callable = &callables{}
 	}
+	b.current.memo.forget()
+	next.memo = &memo{}
 	b.current = &next
 	b.history = append(b.history, Version{&next, ch})
 	if over := len(b.history) - b.cfg.History; over > 0 {

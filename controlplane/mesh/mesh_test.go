@@ -34,6 +34,9 @@ func words(c Change) string {
 	add("endpoints", c.Endpoints)
 	add("services", c.Services)
 	add("intentions", c.Intentions)
+	add("connect", c.Connect)
+	add("virtual", c.Virtual)
+	add("transparent", c.Transparent)
 	add("requests", c.Requests)
 	add("workloads", c.Workloads)
 	if c.Roots {
@@ -52,6 +55,16 @@ func words(c Change) string {
 func meshEntry(text string) discovery.Delta {
 	d := meshtest.MustRead("entries: [" + text + "]")
 	return discovery.Delta{Entries: d.Entries}
+}
+
+// one is a delivery of one service alone, with this sidecar; "" is none.
+func one(name, sidecar string) discovery.Delta {
+	connect := ""
+	if sidecar != "" {
+		connect = ", connect: {sidecar_service: " + sidecar + "}"
+	}
+	d := meshtest.MustRead("services: [{name: " + name + ", port: 8082" + connect + "}]")
+	return discovery.Delta{Services: d.Services}
 }
 
 // TestApply: each kind of delivery names what it touches and nothing else.
@@ -86,8 +99,17 @@ func TestApply(t *testing.T) {
 		{"another part of it", meshEntry(`{kind: mesh, http: {sanitize_x_forwarded_client_cert: true, incoming: {request_normalization: {merge_slashes: true}}}}`), "entries"},
 		{"the block alone", meshEntry(`{kind: mesh, http: {incoming: {request_normalization: {}}}}`), "requests=[default]"},
 		{"without the block", meshEntry(`{kind: mesh}`), "requests=[default]"},
+		{"of transparent proxies", meshEntry(`{kind: mesh, transparent_proxy: {mesh_destinations_only: true}}`), "transparent=[default]"},
+		{"and of plaintext", meshEntry(`{kind: mesh, transparent_proxy: {mesh_destinations_only: true}, allow_enabling_permissive_mutual_tls: true}`), "transparent=[default]"},
+		{"without either", meshEntry(`{kind: mesh}`), "transparent=[default]"},
+		{"a virtual address", one("orders", "{tagged_addresses: {consul-virtual: {address: 240.0.0.9}}}"), "endpoints=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"one more", one("orders", "{tagged_addresses: {consul-virtual: {address: 240.0.0.9}, virtual: {address: 10.96.0.9}}}"), "endpoints=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"another of another kind", one("orders", "{tagged_addresses: {consul-virtual: {address: 240.0.0.9}, virtual: {address: 10.96.0.9}, lan: {address: 10.0.0.1}}}"), "endpoints=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"none", one("orders", "{}"), "endpoints=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"its last proxy goes", one("orders", ""), "endpoints=[orders@dc1] connect=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"and returns", one("orders", "{}"), "endpoints=[orders@dc1] connect=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
 		{"the source", discovery.Delta{Status: &discovery.Status{Stale: true}}, "source"},
-		{"a service goes", discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{s.Local("orders"): nil}}, "endpoints=[orders@dc1] services=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
+		{"a service goes", discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{s.Local("orders"): nil}}, "endpoints=[orders@dc1] services=[orders@dc1] connect=[orders@dc1] virtual=[orders@dc1] workloads=[n1/orders-sidecar-proxy]"},
 		{"it is gone already", discovery.Delta{Services: map[discovery.ServiceName]*discovery.Service{s.Local("orders"): nil}}, ""},
 		{"nothing at all", discovery.Delta{}, ""},
 	}

@@ -37,6 +37,7 @@ type Snapshot struct {
 	dependants *table[discovery.ServiceName, []string]
 	virtual    *table[discovery.ServiceName, Virtual]
 	callable   *callables // nil before the first delivery
+	memo       *memo      // nil before the first delivery
 }
 
 // Workload is one proxy or connect-native instance: who may open a stream.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -75,6 +77,72 @@ func TestRealAgent(t *testing.T) {
 			p := proxies(v, "weighty")
 			return len(p) == 1 && p[0].Weights == discovery.Weights{Passing: 3, Warning: 2} && p[0].Native
 		})
+	})
+
+	t.Run("transparent", func(t *testing.T) {
+		agent.Register(`{"ID":"tp","Name":"tp","Port":8100,"Connect":{"SidecarService":{"Proxy":{"Mode":"transparent",
+			"TransparentProxy":{"OutboundListenerPort":15009,"DialedDirectly":true}}}}}`)
+		agent.Register(`{"ID":"nat","Name":"nat","Port":8101,"Connect":{"Native":true}}`)
+		v.await(t, 10*time.Second, "virtual addresses", func(v *view) bool {
+			return len(proxies(v, "tp")) == 1 && len(proxies(v, "nat")) == 1 && proxies(v, "tp")[0].Tagged != nil && proxies(v, "nat")[0].Tagged != nil
+		})
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		p := proxies(v, "tp")[0].Proxy
+		if p.Mode != discovery.ModeTransparent || p.TransparentProxy != (discovery.TransparentProxy{OutboundListenerPort: 15009, DialedDirectly: true}) {
+			t.Errorf("proxy %+v", p)
+		}
+		// The server that leads gives each service of the mesh one, on its proxies and
+		// native instances; every instance of a service has the same.
+		seen := map[netip.Addr]string{}
+		for name, n := range map[string]int{"tp": 1, "nat": 1, "web": 5} {
+			s := v.services[name]
+			consul, platform := s.Virtual()
+			if len(s.Proxies) != n || len(consul) != 1 || len(platform) != 0 || !netip.MustParsePrefix("240.0.0.0/4").Contains(consul[0]) {
+				t.Errorf("%s with %d proxies has %v and %v", name, len(s.Proxies), consul, platform)
+				continue
+			}
+			if other := seen[consul[0]]; other != "" {
+				t.Errorf("%s and %s both have %s", name, other, consul[0])
+			}
+			seen[consul[0]] = name
+		}
+	})
+
+	t.Run("transparent entries", func(t *testing.T) {
+		agent.Entry(`{"Kind":"mesh","TransparentProxy":{"MeshDestinationsOnly":true},"AllowEnablingPermissiveMutualTLS":true}`)
+		agent.Entry(`{"Kind":"service-defaults","Name":"tp","Mode":"transparent","MutualTLSMode":"permissive","TransparentProxy":{"OutboundListenerPort":15010}}`)
+		agent.Entry(`{"Kind":"proxy-defaults","Name":"global","Mode":"transparent","TransparentProxy":{"DialedDirectly":true}}`)
+		v.await(t, 10*time.Second, "three entries", func(v *view) bool { return len(v.entries) == 3 })
+		var mesh *discovery.Mesh
+		var service *discovery.ServiceDefaults
+		var global *discovery.ProxyDefaults
+		v.mu.Lock()
+		entries := maps.Clone(v.entries)
+		v.mu.Unlock()
+		for _, e := range entries {
+			switch body := e.Body.(type) {
+			case *discovery.Mesh:
+				mesh = body
+			case *discovery.ServiceDefaults:
+				service = body
+			case *discovery.ProxyDefaults:
+				global = body
+			}
+		}
+		if mesh == nil || !mesh.MeshDestinationsOnly || !mesh.AllowEnablingPermissiveMutualTLS {
+			t.Errorf("mesh %+v", mesh)
+		}
+		if service == nil || service.Mode != "transparent" || service.MutualTLSMode != "permissive" || service.TransparentProxy.OutboundListenerPort != 15010 {
+			t.Errorf("service-defaults %+v", service)
+		}
+		if global == nil || global.Mode != "transparent" || !global.TransparentProxy.DialedDirectly {
+			t.Errorf("proxy-defaults %+v", global)
+		}
+		agent.DeleteEntry("service-defaults", "tp")
+		agent.DeleteEntry("proxy-defaults", "global")
+		agent.DeleteEntry("mesh", "mesh")
+		v.await(t, 10*time.Second, "no entry", func(v *view) bool { return len(v.entries) == 0 })
 	})
 
 	t.Run("critical and maintenance", func(t *testing.T) {

@@ -65,7 +65,7 @@ type Pool struct {
 	c    Config
 	d    Deps
 	main lane
-	h2c  *lane // for requests that came by HTTP/2, where the endpoint speaks what the client does in plaintext; else nil
+	h2c  *lane // for requests that came by HTTP/2, where the endpoint is spoken to as the client spoke; else nil
 	// TLS of connections for upgrades and for opaque bytes.
 	upgradeTLS, opaqueTLS *tls.Config
 
@@ -102,7 +102,7 @@ func New(c Config, d Deps) *Pool {
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.timer.Init(d.Wheel, p.sweep)
 	p.main.init(p, c.speaks())
-	if c.Protocol == resource.ProtocolDownstream && c.TLS == nil {
+	if c.Protocol == resource.ProtocolDownstream {
 		p.h2c = new(lane)
 		p.h2c.init(p, onlyHTTP2)
 	}
@@ -118,7 +118,7 @@ func (c *Config) speaks() versions {
 	switch c.Protocol {
 	case resource.ProtocolHTTP2:
 		return onlyHTTP2
-	case resource.ProtocolAuto, resource.ProtocolDownstream:
+	case resource.ProtocolAuto:
 		if c.TLS != nil { // without ALPN there is nothing to choose by
 			return byALPN
 		}

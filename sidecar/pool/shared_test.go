@@ -169,6 +169,38 @@ func TestALPN(t *testing.T) {
 	}
 }
 
+// TestDownstreamProtocolTLS: an endpoint that offers both versions is spoken to
+// in the one in which the request came, and in both at a time: the application
+// behind it may know but one.
+func TestDownstreamProtocolTLS(t *testing.T) {
+	pki := testpki.New(t, "mesh.test")
+	server := mtls.ServerConfig(mtls.ServerParams{Params: mtls.Params{Identity: pki.Identity("web"), ALPN: []string{"h2", "http/1.1"}}})
+	l, err := (netio.OS{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &http.Server{TLSConfig: server, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) })}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = h.ServeTLS(l, "", "") })
+	p := New(Config{Network: "tcp", Address: l.Addr().String(), Protocol: resource.ProtocolDownstream,
+		TLS: mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: pki.Identity("caller")}})}, Deps{Net: netio.OS{}})
+	for range 3 {
+		for proto, want := range map[stream.Protocol]string{stream.HTTP1: "HTTP/1.1", stream.HTTP2: "HTTP/2.0"} {
+			r := get("/")
+			r.Head.Protocol = proto
+			if got := do(t, p, r); got != want {
+				t.Errorf("a request that came by %s went by %s", proto, got)
+			}
+		}
+	}
+	if n := p.Conns(); n != 2 {
+		t.Errorf("%d connections, want one of each", n)
+	}
+	p.Close()
+	h.Close()
+	serving.Wait()
+}
+
 // Whatever an endpoint sends on HTTP/2, every request ends, and nothing stays.
 func TestHostileSharedEndpoint(t *testing.T) {
 	head := func(fr *http2.Framer, id uint32, end bool, fields ...string) {

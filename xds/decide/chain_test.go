@@ -94,6 +94,78 @@ func TestChainMatch(t *testing.T) {
 	}
 }
 
+// TestCaptureChains: what a transparent proxy's listener for captured connections
+// decides by: virtual addresses in both families and in the mapped form, what a
+// connection turned out to be, and what is left for other addresses.
+func TestCaptureChains(t *testing.T) {
+	match := func(alpn []string, ps ...string) resource.ChainMatch {
+		return resource.ChainMatch{DestinationPrefixes: prefixes(ps...), ApplicationProtocols: alpn}
+	}
+	http := []string{"http/1.0", "http/1.1", "h2c"}
+	l := &resource.Listener{
+		Name: "outbound_listener:127.0.0.1:15001", UseOriginalDst: true,
+		Chains: []resource.FilterChain{
+			{Name: "api", Match: match(nil, "240.0.0.1/32", "fd70:6172:7265:6c::f000:1/128", "10.96.0.1/32")},
+			{Name: "db", Match: match(nil, "240.0.0.2/32", "fd70:6172:7265:6c::f000:2/128")},
+			{Name: "db|http", Match: match(http, "240.0.0.2/32", "fd70:6172:7265:6c::f000:2/128")},
+			{Name: "passthrough~cache", Match: match(nil, "10.0.0.9/32")},
+			{Name: "not callable", Match: match(nil, "240.0.0.0/4", "fd70:6172:7265:6c::/96")},
+		},
+		Default: &resource.FilterChain{Name: "original-destination"},
+	}
+	for _, c := range []struct{ to, alpn, want string }{
+		{"240.0.0.1:80", "", "api"},
+		{"240.0.0.1:443", "http/1.1", "api"}, // any port, and what is declared is not asked for
+		{"[::ffff:240.0.0.1]:80", "", "api"},
+		{"[fd70:6172:7265:6c::f000:1]:80", "", "api"},
+		{"10.96.0.1:80", "", "api"},
+		{"240.0.0.2:5432", "", "db"},
+		{"240.0.0.2:5432", "http/1.1", "db|http"},
+		{"240.0.0.2:5432", "http/1.0", "db|http"},
+		{"240.0.0.2:5432", "h2c", "db|http"},
+		{"240.0.0.2:5432", "h2", "db"}, // TLS of the application's own
+		{"[::ffff:240.0.0.2]:5432", "h2c", "db|http"},
+		{"[fd70:6172:7265:6c::f000:2]:5432", "h2c", "db|http"},
+		{"[fd70:6172:7265:6c::f000:2]:5432", "", "db"},
+		{"10.0.0.9:6379", "", "passthrough~cache"},
+		{"10.0.0.9:22", "http/1.1", "passthrough~cache"},
+		{"240.0.0.3:80", "", "not callable"},
+		{"247.1.2.3:80", "http/1.1", "not callable"},
+		{"[::ffff:240.0.0.3]:80", "", "not callable"},
+		{"[fd70:6172:7265:6c::f000:3]:80", "", "not callable"},
+		{"[fd70:6172:7265:6d::f000:3]:80", "", "original-destination"},
+		{"239.255.255.255:80", "", "original-destination"},
+		{"10.0.0.8:80", "h2c", "original-destination"},
+		{"[2001:db8::1]:80", "", "original-destination"},
+	} {
+		conn := Connection{Destination: netip.MustParseAddrPort(c.to), Source: netip.MustParseAddrPort("10.0.0.1:40000"), TransportProtocol: "raw_buffer"}
+		if c.alpn != "" {
+			conn.ALPN = []string{c.alpn}
+		}
+		for _, only := range []bool{false, true} { // MeshDestinationsOnly: nothing is left for the rest
+			x := *l
+			want := c.want
+			if only {
+				x.Default = nil
+				if want == "original-destination" {
+					want = ""
+				}
+			}
+			got := ""
+			if fc, ok := CompileListener(&x).Match(conn, nil); ok {
+				got = fc.Name
+			}
+			if got != want {
+				t.Errorf("%s %q: chain %q, want %q", c.to, c.alpn, got, want)
+			}
+		}
+		conn.Destination = netip.AddrPortFrom(conn.Destination.Addr().Unmap(), conn.Destination.Port())
+		if fc := envoyChain(l, conn); fc.Name != c.want {
+			t.Errorf("%s %q: by Envoy's rules, read a second time, %q", c.to, c.alpn, fc.Name)
+		}
+	}
+}
+
 // envoyChain is a second reading of Envoy's rules: nested narrowing of the list.
 func envoyChain(l *resource.Listener, c Connection) *resource.FilterChain {
 	var in []*resource.FilterChain

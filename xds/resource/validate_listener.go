@@ -1,7 +1,9 @@
 package resource
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -35,15 +37,15 @@ func (l *Listener) Validate() error {
 	if len(l.Chains) == 0 && l.Default == nil {
 		c.failf("filter_chains", "there is none and no default_filter_chain; every connection would be closed")
 	}
-	names := map[string]bool{}
+	names, matches := map[string]bool{}, map[string]int{}
 	for i := range l.Chains {
 		at := fmt.Sprintf("filter_chains[%d]", i)
 		c.chain(at, &l.Chains[i], names)
-		for j := range i {
-			if reflect.DeepEqual(l.Chains[i].Match, l.Chains[j].Match) {
-				c.failf(at+".filter_chain_match", "is the same as that of filter_chains[%d]; this chain would never be taken", j)
-				break
-			}
+		key := l.Chains[i].Match.key()
+		if j, same := matches[key]; same {
+			c.failf(at+".filter_chain_match", "is the same as that of filter_chains[%d]; this chain would never be taken", j)
+		} else {
+			matches[key] = i
 		}
 	}
 	if l.Default != nil {
@@ -53,6 +55,29 @@ func (l *Listener) Validate() error {
 		c.chain("default_filter_chain", l.Default, names)
 	}
 	return c.err()
+}
+
+// key is the match as text: two matches are the same where their keys are. There
+// may be thousands of chains.
+func (m *ChainMatch) key() string {
+	b := binary.BigEndian.AppendUint16(nil, m.DestinationPort)
+	list := func(n int, at func(i int) string) {
+		b = binary.BigEndian.AppendUint32(b, uint32(n))
+		for i := range n {
+			s := at(i)
+			b = append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+		}
+	}
+	prefixes := func(ps []netip.Prefix) {
+		list(len(ps), func(i int) string { p, _ := ps[i].MarshalBinary(); return string(p) })
+	}
+	strs := func(ss ...string) { list(len(ss), func(i int) string { return ss[i] }) }
+	prefixes(m.DestinationPrefixes)
+	strs(m.ServerNames...)
+	strs(m.TransportProtocol)
+	strs(m.ApplicationProtocols...)
+	prefixes(m.SourcePrefixes)
+	return string(b)
 }
 
 func (c *check) chain(at string, f *FilterChain, names map[string]bool) {

@@ -156,13 +156,23 @@ func (s *Server) generate(w Workload, t resource.Type, name string) (c *content,
 	if !ok {
 		return nil, private, nil
 	}
+	own := private && t == resource.TypeListener
+	if own {
+		if c := s.memo.get(r); c != nil {
+			return c, private, nil
+		}
+	}
 	a, err := s.cfg.Encode(r)
 	if err != nil {
 		s.cfg.Log.Error("xds/server: a generated resource cannot be serialised; the version before it, if any, stays in use",
 			"type", t.Short(), "resource", name, "node", w.NodeID, "error", err)
 		return nil, private, err
 	}
-	return newContent(name, a), private, nil
+	c = newContent(name, a)
+	if own {
+		s.memo.put(r, c)
+	}
+	return c, private, nil
 }
 
 // resolve finds or makes what h stands for. Runs on the stream's goroutine,
@@ -225,6 +235,7 @@ func (s *Server) Changed(c Change) {
 	s.epoch++
 	todo := s.affected(c, wake)
 	s.mu.Unlock()
+	s.memo.clear()
 
 	made := make([]*content, len(todo))
 	failed := make([]bool, len(todo))

@@ -189,6 +189,7 @@ type Server struct {
 
 	changing sync.Mutex // one Changed at a time; never held together with a wait on a stream
 	wg       sync.WaitGroup
+	memo     memo
 
 	mu        sync.Mutex // guards all below, and what streams and entries say is guarded by it
 	closed    bool

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +14,8 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/goleak"
+
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/parrel-mesh/parrel/xds/internal/refusal"
 	"github.com/parrel-mesh/parrel/xds/internal/xdstest"
@@ -29,6 +32,7 @@ type world struct {
 	srv  *server.Server
 	net  *xdstest.Net
 	end  []func()
+	made atomic.Int64 // resources serialised
 }
 
 func run(t *testing.T, limits server.Limits, f func(w *world)) {
@@ -36,7 +40,8 @@ func run(t *testing.T, limits server.Limits, f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{T: t, mesh: xdstest.NewMesh()}
 		w.srv = server.New(server.Config{
-			Authoriser: w.mesh, Provider: w.mesh, Origin: "cp-1", Limits: limits, Peer: xdstest.Peer, Encode: xdstest.Encode,
+			Authoriser: w.mesh, Provider: w.mesh, Origin: "cp-1", Limits: limits, Peer: xdstest.Peer,
+			Encode: func(r resource.Resource) (*anypb.Any, error) { w.made.Add(1); return xdstest.Encode(r) },
 		})
 		w.net = xdstest.Listen(w.srv.Register)
 		defer func() {
@@ -532,6 +537,53 @@ func TestLargeResponsesAreSplit(t *testing.T) {
 		c.silent()
 		if responses < 3 || total != 40 {
 			t.Errorf("%d resources in %d responses", total, responses)
+		}
+	})
+}
+
+// TestOneListenerOfMany: one value that is the listener of many workloads is
+// serialised once, and again after it changed.
+func TestOneListenerOfMany(t *testing.T) {
+	run(t, server.Limits{}, func(w *world) {
+		const workloads = 20
+		shared := &resource.Listener{Name: "outbound", Metadata: resource.Metadata{"v": "1"}}
+		var all []*raw
+		for i := range workloads {
+			node := fmt.Sprint("node-", i)
+			w.mesh.SetPrivate(node, shared)
+			all = append(all, w.delta(node))
+		}
+		w.made.Store(0)
+		for _, c := range all {
+			c.subscribe(resource.TypeListener, "*")
+			if m := c.next(); show(m) != "LDS +outbound" {
+				t.Fatalf("got %s", show(m))
+			} else {
+				c.ack(m)
+			}
+		}
+		if n := w.made.Load(); n != 1 {
+			t.Errorf("serialised %d times for %d workloads", n, workloads)
+		}
+		next := &resource.Listener{Name: "outbound", Metadata: resource.Metadata{"v": "2"}}
+		var ch server.Change
+		for i := range workloads {
+			node := fmt.Sprint("node-", i)
+			w.mesh.SetPrivate(node, next)
+			ch.Workloads = append(ch.Workloads, node)
+		}
+		w.change(ch)
+		version := ""
+		for _, c := range all {
+			m := c.next()
+			if show(m) != "LDS +outbound" || version != "" && m.Resources[0].Version != version {
+				t.Fatalf("got %s %s", show(m), m.Resources[0].Version)
+			}
+			version = m.Resources[0].Version
+			c.ack(m)
+		}
+		if n := w.made.Load(); n > workloads/2 { // a few streams may make it at the same time
+			t.Errorf("serialised %d times", n)
 		}
 	})
 }
