@@ -114,8 +114,9 @@ func (b *builder) guards() {
 		b.sets = append(b.sets, f.set)
 		in.rules = append(in.rules, rule{"virtual addresses are this host's own business",
 			[]stmt{interfaceIs(expr.MetaKeyIIFNAME, "lo", true), addrIn(f.p, false, f.set.name), verdict(expr.VerdictDrop, "")}})
-		virt.rules = append(virt.rules, rule{"not captured: nobody serves there",
-			[]stmt{isNew(), addrIn(f.p, false, f.set.name), noRoute()}})
+		virt.rules = append(virt.rules,
+			rule{"not captured: nobody serves there", []stmt{isNew(), addrIn(f.p, false, f.set.name), isTCP(), reset()}},
+			rule{"", []stmt{isNew(), addrIn(f.p, false, f.set.name), noRoute()}})
 	}
 	b.chain(out)
 	b.chain(in)

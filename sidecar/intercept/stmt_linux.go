@@ -45,6 +45,10 @@ func uidIs(uid uint32) stmt {
 		[]expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}, cmp(expr.CmpOpEq, ne32(uid))}}
 }
 
+func isTCP() stmt {
+	return stmt{"meta l4proto tcp", tcp, nil}
+}
+
 func familyIs(p protocol) stmt {
 	text := "meta nfproto ipv4"
 	if p == ipv6 {
