@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 PGO ?= cmd/parrel/parrel.pgo
 PKGS ?= ./...
 
-.PHONY: help build consul interop demo test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench bench-profile pgo gen gen-check presubmit clean
+.PHONY: help build consul images interop demo demo-compose test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench bench-profile pgo gen gen-check presubmit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
@@ -28,6 +28,19 @@ $(BIN)/consul: test/tools/consul/go.mod test/tools/consul/go.sum
 	@mkdir -p $(BIN)
 	cd test/tools/consul && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ github.com/hashicorp/consul
 	@touch $@
+
+# CONSUL_IMAGE=hashicorp/consul:1.20 is used where it can be had; then none is built.
+CONSUL_IMAGE ?=
+
+images: build ## container images FROM scratch: parrel/parrel, parrel/shop and, without CONSUL_IMAGE, parrel/consul
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/shop ./examples/shop/cmd/shop
+	$(if $(CONSUL_IMAGE),,$(MAKE) consul)
+	deploy/images/build parrel $(BIN)/parrel /parrel /var/lib/parrel /run/parrel /tmp
+	deploy/images/build shop $(BIN)/shop /shop
+	$(if $(CONSUL_IMAGE),,deploy/images/build consul $(BIN)/consul /bin/consul /consul/data /consul/config /tmp)
+
+demo-compose: images ## the mesh of examples/compose, checked and taken down: needs a Docker engine and docker-compose
+	CONSUL_IMAGE=$(or $(CONSUL_IMAGE),parrel/consul:latest) $(GO) run ./examples/compose/check
 
 test: build consul interop lint ## everything that has to pass; installs and builds what it needs
 	$(GO) run ./test/run $(PKGS)

@@ -9,11 +9,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os/user"
 	"strings"
 	"time"
 
 	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/admin"
+	"github.com/parrel-mesh/parrel/sidecar/intercept"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/overload"
 	"github.com/parrel-mesh/parrel/xds/client"
@@ -23,6 +25,9 @@ import (
 // Config of a process.
 type Config struct {
 	Workloads []Workload
+	// AllLocal: whatever is registered on this host, beside Workloads; needs a
+	// Registrar that is a [Follower]. nil: Workloads alone.
+	AllLocal *AllLocal
 	// ControlPlane is host:port of its xDS port; several, separated by commas,
 	// are tried in order.
 	ControlPlane string
@@ -79,6 +84,27 @@ type Workload struct {
 	// the service's address, 0 the first free port from Consul's range.
 	Address string
 	Port    int
+	// Transparent makes a proxy that the sidecar registers itself a transparent one.
+	Transparent bool
+}
+
+// AllLocal makes workloads of whatever is registered on this host.
+type AllLocal struct {
+	// TokenDir holds the join token of each service, in a file of the service's
+	// name; TokenFile is one for all. They are read when they are needed. At most
+	// one is given.
+	TokenDir, TokenFile string
+	// Address and Transparent are Workload's.
+	Address     string
+	Transparent bool
+}
+
+// Redirect says how the sidecar redirects connections to itself.
+type Redirect struct {
+	Manager intercept.Manager
+	// Base holds what is not the sidecar's to know: exclusions, ProxyUID, FailOpen,
+	// IPv6. Workloads and ports are filled in.
+	Base intercept.Config
 }
 
 // Deps are what a process's sidecars use.
@@ -103,6 +129,11 @@ type Deps struct {
 	Identity func(Workload) (Identity, error)
 	// Source gives a workload's configuration; nil: the xDS client.
 	Source func(Workload, client.Handler) (Source, error)
+
+	// Redirect makes rules of redirection; nil: somebody else does.
+	Redirect *Redirect
+	// LookupUser finds a user of this host; nil: user.Lookup.
+	LookupUser func(name string) (*user.User, error)
 
 	wall bool // Now is time.Now
 }
@@ -138,6 +169,15 @@ type Registrar interface {
 	SetMaintenance(ctx context.Context, proxyID string, on bool) error
 }
 
+// Follower is a Registrar that says what is registered, now and later.
+type Follower interface {
+	Registrar
+	// Follow calls f with every instance of a service that is registered on this
+	// host, sorted by id, as soon as that is known and after each change, until ctx
+	// ends. f does not block.
+	Follow(ctx context.Context, f func([]LocalService)) error
+}
+
 // ErrNotRegistered says that a service is not in the catalogue.
 var ErrNotRegistered = errors.New("not registered")
 
@@ -147,6 +187,7 @@ type LocalService struct {
 	Namespace, Partition string
 	Address              string // the service's, else the node's
 	Port                 int
+	Meta                 map[string]string // MetaUID, MetaUser or MetaCgroup among it
 	// Proxy is the connect-proxy that is registered for it; nil: none is.
 	Proxy *LocalProxy
 }
@@ -155,6 +196,7 @@ type LocalService struct {
 type LocalProxy struct {
 	ID, Name, Address string
 	Port              int
+	Meta              map[string]string
 }
 
 // ProxyRegistration is a connect-proxy that the sidecar registers.
@@ -166,6 +208,7 @@ type ProxyRegistration struct {
 	Service, ServiceID   string // what it stands for: the alias check's target
 	ServiceAddress       string // where the application listens: "127.0.0.1"
 	ServicePort          int
+	Transparent          bool // Proxy.Mode "transparent"
 }
 
 // Ports of Consul's sidecar registrations (ports.sidecar_min_port, _max_port).
@@ -193,6 +236,9 @@ func (d *Deps) withDefaults() {
 	if d.Now == nil {
 		d.Now, d.wall = time.Now, true
 	}
+	if d.LookupUser == nil {
+		d.LookupUser = user.Lookup
+	}
 }
 
 // validate says, in sentences for the user, what New cannot work with.
@@ -202,7 +248,15 @@ func (c *Config) validate(d *Deps) error {
 	if d.Net == nil {
 		bad("no network was given (Deps.Net)")
 	}
-	if len(c.Workloads) == 0 {
+	if a := c.AllLocal; a != nil {
+		if _, ok := d.Registrar.(Follower); !ok {
+			bad("all local services are to be carried, and there is no Consul agent that could say which there are: give --http-addr or CONSUL_HTTP_ADDR")
+		}
+		if a.TokenDir != "" && a.TokenFile != "" {
+			bad("both a directory of tokens and a token file are given: give one")
+		}
+	}
+	if len(c.Workloads) == 0 && c.AllLocal == nil {
 		bad("no workload given: name a service with --sidecar-for, or a proxy with --proxy-id")
 	}
 	if c.Static && d.Source == nil {

@@ -63,7 +63,8 @@ func (s *Sidecar) await(ctx context.Context, missing func(*workload) []string) e
 func (s *Sidecar) Missing() []string { return s.lacks((*workload).missing) }
 
 func (s *Sidecar) lacks(missing func(*workload) []string) (out []string) {
-	for _, w := range s.workloads {
+	out = s.processLacks()
+	for _, w := range s.all() {
 		for _, m := range missing(w) {
 			out = append(out, w.id()+": "+m)
 		}
@@ -71,11 +72,30 @@ func (s *Sidecar) lacks(missing func(*workload) []string) (out []string) {
 	return out
 }
 
+// processLacks is what no workload lacks, but the process.
+func (s *Sidecar) processLacks() (out []string) {
+	for _, why := range []string{s.unlisted(), s.redirector.missing()} {
+		if why != "" {
+			out = append(out, why)
+		}
+	}
+	return out
+}
+
+// unlisted says that it is not known yet which workloads there are to be; "":
+// it is.
+func (s *Sidecar) unlisted() string {
+	if s.cfg.AllLocal == nil || s.listed.Load() {
+		return ""
+	}
+	return "it is not known yet which services are registered on this host: the catalogue has not answered"
+}
+
 // Applications are the addresses, HOST:PORT or a Unix socket's path, at which
 // the workloads' applications are called, as the configuration in force says.
 // Sorted; none where nothing comes in.
 func (s *Sidecar) Applications() (out []string) {
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		if snap := w.current.Load(); snap != nil {
 			for _, u := range snap.Upstreams {
 				if u.Endpoints == nil || u.Cluster.Name != localApp && !strings.HasPrefix(u.Cluster.Name, localApp+"|") {
@@ -99,7 +119,7 @@ const localApp = "local_app"
 
 // OpenInbound opens the listeners that Config.HoldInbound keeps closed.
 func (s *Sidecar) OpenInbound() {
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		for _, err := range w.listeners.Unbar(resource.Inbound) {
 			w.log.Error("sidecar: a listener is not open", telemetry.KeyError, err.Error())
 		}
@@ -144,6 +164,7 @@ func (s *Sidecar) depart(ctx context.Context) {
 		defer end()
 		limit = anew
 	}
+	s.redirector.end()
 	s.drain(limit)
 }
 

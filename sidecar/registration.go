@@ -29,6 +29,9 @@ type place struct {
 	Port       int    `json:"port,omitempty"`
 	Registered bool   `json:"registered,omitempty"` // by this sidecar, which takes it away when it leaves
 
+	// Meta is what the service's says of its processes.
+	Meta map[string]string `json:"meta,omitempty"`
+
 	local LocalService // as last looked up
 }
 
@@ -44,6 +47,15 @@ type registration struct {
 	// late: the port opens only when the application answers.
 	late  bool
 	ready func(ctx context.Context) error // returns when the proxy serves
+}
+
+// service is the service as far as it is known; a start from disk knows little.
+func (p *place) service(id string) *LocalService {
+	if p.local.Name != "" {
+		l := p.local
+		return &l
+	}
+	return &LocalService{ID: id, Name: p.Service, Meta: p.Meta}
 }
 
 // lookupTimeout bounds one question to the catalogue; where a former answer is
@@ -98,6 +110,7 @@ func (r *registration) ask(ctx context.Context, timeout time.Duration) error {
 	}
 	k := r.known
 	k.local, k.Service, k.Namespace, k.Partition = local, local.Name, local.Namespace, local.Partition
+	k.Meta = processes(&local)
 	switch p := local.Proxy; {
 	case p != nil:
 		mine := k.Registered && k.Proxy == p.ID // of a run before
@@ -211,7 +224,7 @@ func (r *registration) register(ctx context.Context) error {
 		err := r.reg.RegisterProxy(ctx, ProxyRegistration{
 			ID: k.Proxy, Name: k.Service + "-sidecar-proxy", Namespace: k.Namespace, Partition: k.Partition,
 			Address: k.Address, Port: k.Port, Service: k.Service, ServiceID: k.local.ID,
-			ServiceAddress: "127.0.0.1", ServicePort: k.local.Port,
+			ServiceAddress: "127.0.0.1", ServicePort: k.local.Port, Transparent: r.w.Transparent,
 		})
 		if err != nil {
 			return fmt.Errorf("register %q: %w", k.Proxy, err)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,17 +25,18 @@ import (
 
 // Sidecar is one process with its workloads.
 type Sidecar struct {
-	cfg       Config
-	deps      Deps
-	metrics   *telemetry.Metrics
-	logs      *telemetry.Logs
-	record    telemetry.Recorder
-	overload  *overload.Manager
-	wheel     *wheel.Wheel // the process's time-outs
-	dns       *dns.Set     // shared by the workloads
-	traffic   netio.Net    // for listeners and upstreams: counted, and held back under pressure
-	workloads []*workload  // by name
-	start     time.Time
+	cfg      Config
+	deps     Deps
+	metrics  *telemetry.Metrics
+	logs     *telemetry.Logs
+	record   telemetry.Recorder
+	overload *overload.Manager
+	wheel    *wheel.Wheel // the process's time-outs
+	dns      *dns.Set     // shared by the workloads
+	traffic  netio.Net    // for listeners and upstreams: counted, and held back under pressure
+	running  running
+	captures *captures // capture ports, which workloads share
+	start    time.Time
 
 	opened   sync.WaitGroup // workloads whose listener sets exist
 	leaving  sync.WaitGroup // workloads that have not told the catalogue that they leave
@@ -45,6 +48,10 @@ type Sidecar struct {
 	goFaster context.CancelFunc
 	tell     func()      // tells the catalogue that the process leaves; set by Run before it drains
 	alone    atomic.Bool // the application has ended
+	listed   atomic.Bool // AllLocal: it is known what is registered
+
+	redirector *redirector // nil: somebody else makes the rules
+	uncaptured sync.Map    // proxy's id to why
 }
 
 // New checks the configuration and prepares the workloads. Nothing runs, and no
@@ -66,14 +73,28 @@ func New(c Config, d Deps) (*Sidecar, error) {
 	s.traffic = s.overload.Net(d.Net)
 	s.dns = dns.NewSet(dns.Config{ResolvConf: c.ResolvConf}, dns.Deps{Net: s.traffic, Log: d.Log, Rand: d.Rand, Error: s.metrics.MeshError})
 	s.metrics.Registry().MustRegister(s.overload.Collector(), s.dns.Collector())
+	file := ""
+	if c.DataDir != "" && !c.Static {
+		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+			return nil, fmt.Errorf("sidecar: data directory: %w", err)
+		}
+		file = filepath.Join(c.DataDir, "capture-ports.json")
+	}
+	var err error
+	if s.captures, err = newCaptures(s, file); err != nil {
+		return nil, err
+	}
+	if d.Redirect != nil {
+		s.redirector = newRedirector(s, d.Redirect)
+	}
 	for _, w := range c.Workloads {
 		one, err := newWorkload(s, w)
 		if err != nil {
 			return nil, err
 		}
-		s.workloads = append(s.workloads, one)
+		s.running.list = append(s.running.list, one)
 	}
-	slices.SortFunc(s.workloads, func(a, b *workload) int { return strings.Compare(a.cfg.name(), b.cfg.name()) })
+	slices.SortFunc(s.running.list, func(a, b *workload) int { return strings.Compare(a.cfg.name(), b.cfg.name()) })
 	return s, nil
 }
 
@@ -90,7 +111,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	defer kill()
 	leave, goNow := context.WithCancel(hard)
 	defer goNow()
-	s.tell = sync.OnceFunc(func() { goNow(); s.leaving.Wait() })
+	s.tell = sync.OnceFunc(func() { s.noMore(); goNow(); s.leaving.Wait() })
 
 	g := newGroup(hard)
 	if err := s.serveHTTP(g); err != nil {
@@ -101,26 +122,26 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	g.start("access logs", s.logs.Run)
 	g.start("overload", s.overload.Run)
 	g.start("dns", s.dns.Run)
-	s.opened.Add(len(s.workloads))
-	s.leaving.Add(len(s.workloads))
-	for _, w := range s.workloads {
-		g.start("workload "+w.cfg.name(), func(ctx context.Context) error {
-			err := w.run(ctx, leave, sync.OnceFunc(s.leaving.Done))
-			if err == nil || len(s.workloads) == 1 {
-				return err
-			}
-			// The others go on: /ready and the log say what is wrong with this one.
-			w.failed.Store(&err)
-			w.log.Error("sidecar: a workload cannot go on; the others of this process do", telemetry.KeyError, err.Error())
-			return nil
-		})
+	for _, w := range s.all() {
+		s.opened.Add(1)
+		s.leaving.Add(1)
+		s.launch(g, leave, w)
 	}
 	s.opened.Wait()
 	g.start("drains", s.drainWhenAsked)
+	if s.redirector != nil {
+		g.start("redirection", s.redirector.run)
+	}
+	if s.cfg.AllLocal != nil {
+		g.start("local services", s.follow(g, leave, func() { s.listed.Store(true) }))
+	}
 	s.untilEnd(ctx, g)
 	s.depart(g.ctx)
+	s.noMore()
 	g.cancel()
-	return g.wait()
+	err := g.wait()
+	s.captures.wg.Wait()
+	return err
 }
 
 func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
@@ -136,7 +157,7 @@ func (s *Sidecar) Connections() int { return s.open() }
 
 // open is the number of connections in all workloads.
 func (s *Sidecar) open() (n int) {
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		n += w.live.Len()
 	}
 	return n
@@ -145,7 +166,7 @@ func (s *Sidecar) open() (n int) {
 func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, w := range s.workloads {
+	for _, w := range s.all() {
 		wg.Go(func() {
 			if err := w.listeners.Drain(ctx, directions...); err != nil {
 				w.log.Warn("sidecar: not everything ended in time", telemetry.KeyCode, telemetry.DrainTimeout.String(), telemetry.KeyError, err.Error())
@@ -158,7 +179,7 @@ func (s *Sidecar) drain(ctx context.Context, directions ...resource.Direction) {
 func (s *Sidecar) serveHTTP(g *group) error {
 	if s.cfg.Admin != "" {
 		h := admin.Handler(admin.Deps{
-			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
+			Version: s.cfg.Version, Start: s.start, Workloads: s.view, Redirect: s.plan, Metrics: s.metrics.Handler(), Gatherer: s.metrics.Registry(),
 			Level: s.deps.Level, Now: s.deps.Now, Reopen: s.logs.Reopen, Draining: s.draining.Load,
 			Quit:  func() { s.quitOnce.Do(func() { close(s.quit) }) },
 			Drain: s.askToDrain,

@@ -204,7 +204,7 @@ func TestChangesFailNoRequest(t *testing.T) {
 }
 
 func clusterNames(p *process) (out []string) {
-	for _, w := range p.workloads {
+	for _, w := range p.all() {
 		if w.cfg.Service == "web" {
 			for _, c := range w.parts.Load().clusters.Snapshot() {
 				if !c.Removed {

@@ -45,5 +45,5 @@ func CheckStatic(c Config, d Deps, rs []resource.Resource) []error {
 	if err != nil {
 		return []error{err}
 	}
-	return compile.CheckAll(rs, s.workloads[0].compileDeps())
+	return compile.CheckAll(rs, s.all()[0].compileDeps())
 }

@@ -1,10 +1,12 @@
 package sidecar
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
 
+	"github.com/parrel-mesh/parrel/mtls"
 	"github.com/parrel-mesh/parrel/sidecar/admin"
 	"github.com/parrel-mesh/parrel/sidecar/cluster"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
@@ -15,20 +17,29 @@ import (
 
 // readiness is the part of view that /ready needs.
 func (s *Sidecar) readiness() []admin.Workload {
-	out := make([]admin.Workload, len(s.workloads))
-	for i, w := range s.workloads {
-		out[i] = admin.Workload{ID: w.id(), Missing: w.missing()}
+	out := s.unknown()
+	for _, w := range s.all() {
+		out = append(out, admin.Workload{ID: w.id(), Missing: w.missing()})
 	}
 	return out
 }
 
 // view is what admin shows.
 func (s *Sidecar) view() []admin.Workload {
-	out := make([]admin.Workload, len(s.workloads))
-	for i, w := range s.workloads {
-		out[i] = w.view()
+	out := s.unknown()
+	for _, w := range s.all() {
+		out = append(out, w.view())
 	}
 	return out
+}
+
+// unknown stands for what the process lacks beside its workloads.
+func (s *Sidecar) unknown() []admin.Workload {
+	lacks := s.processLacks()
+	if len(lacks) == 0 {
+		return nil
+	}
+	return []admin.Workload{{ID: "host", Missing: lacks, Identity: &mtls.Snapshot{Err: errors.New(lacks[0])}}}
 }
 
 func (w *workload) id() string {

@@ -38,6 +38,14 @@ type workload struct {
 	identified   atomic.Bool // there was a usable identity once
 	parts        atomic.Pointer[parts]
 	failed       atomic.Pointer[error] // why it ended before the process
+	// local is the service as the catalogue of this host has it; nil: not known.
+	local atomic.Pointer[LocalService]
+
+	// Set by launch.
+	dynamic     bool               // it came with AllLocal
+	leave       context.Context    // over: it is to leave
+	goNow, kill context.CancelFunc // end leave, and everything
+	left, done  chan struct{}      // closed when the catalogue was told, and when all has ended
 
 	turn    chan struct{}      // whoever holds it changes the clusters
 	leaving map[string]leaving // with the turn
@@ -69,7 +77,7 @@ func newWorkload(s *Sidecar, cfg Workload) (*workload, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: access log: %w", err)
 	}
-	w.listeners = listener.NewSet(listener.Deps{Net: w.traffic, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
+	w.listeners = listener.NewSet(listener.Deps{Net: workloadNet{w.traffic, w}, OwnPort: w.captures.ownPort, Overload: w.overload, Identity: w.identitySource(), Live: w.live,
 		Record: telemetry.Multi(w.record, access), Log: w.log, Now: w.deps.Now})
 	if s.cfg.HoldInbound {
 		w.listeners.Bar(resource.Inbound)
@@ -128,6 +136,9 @@ func (w *workload) build(ctx, leave context.Context, left func(), g *group) erro
 	at, err := w.registration.find(find)
 	if err != nil {
 		return nil // only because it is to end
+	}
+	if w.local.Load() == nil {
+		w.local.Store(at.service(w.cfg.ServiceID))
 	}
 	if err := w.registration.prepare(find); err != nil {
 		w.log.Error("sidecar: cannot open the port that peers dial; is another process using it?", telemetry.KeyError, err.Error())
@@ -192,7 +203,7 @@ func (w *workload) publish(g *group) func(*warm.Set) {
 		}
 		w.swapClusters(old, next)
 		w.current.Store(next)
-		closed := append(w.listeners.Update(next.Version, next.Listeners), w.dns.Update(w.cfg.name(), next.DNS)...)
+		closed := append(w.listeners.Update(next.Version, w.captures.place(w, next.Listeners)), w.dns.Update(w.cfg.name(), next.DNS)...)
 		if w.refuseStatic(g, old == nil, closed) {
 			return
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/parrel-mesh/parrel/sidecar/intercept"
 )
@@ -48,10 +49,6 @@ func (f *redirectFlags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.proxyUID, "proxy-uid", "", "user (name or number) that the sidecar runs as; its traffic is not captured")
 	fs.Uint16Var(&f.proxyInbound, "proxy-inbound-port", 15006, "port of the sidecar's inbound capture listener; 0: nothing inbound is captured")
 	fs.Uint16Var(&f.proxyOut, "proxy-outbound-port", 15001, "port of the sidecar's outbound capture listener; 0: nothing outbound is captured")
-	fs.StringSliceVar(&f.excludeIn, "exclude-inbound-port", nil, "inbound port, or range such as 8000-8010, not to capture; repeat for several")
-	fs.StringSliceVar(&f.excludeOut, "exclude-outbound-port", nil, "outbound port or range not to capture; 53 turns DNS capture off")
-	fs.StringSliceVar(&f.excludeOutCIDR, "exclude-outbound-cidr", nil, "destination not to capture connections to; DNS queries are captured all the same")
-	fs.StringSliceVar(&f.excludeUID, "exclude-uid", nil, "user (name or number) whose traffic is not captured")
 	fs.StringVar(&f.dnsIP, "consul-dns-ip", "", "accepted for Consul's sake: DNS goes to the sidecar on loopback, so only a loopback address is taken")
 	fs.Uint16Var(&f.dnsPort, "consul-dns-port", 0, "port of the sidecar's DNS listener, 15053 by default there; 0: DNS is not captured")
 	f.target.bind(cmd)
@@ -63,6 +60,21 @@ func (f *redirectFlags) bind(cmd *cobra.Command) {
 	fs.StringSliceVar(&f.servicePorts, "service-port", nil, "port on which the workload serves: an exclusion of it is an error")
 	fs.StringVar(&f.inboundMode, "inbound-mode", "", "redirect, or tproxy, which lets the application see its client's address (default: redirect)")
 	fs.StringVar(&f.inboundScope, "inbound-scope", "", "all ports, or those of services (default: services with --workload or --from-sidecar on a shared host, else all)")
+	fs.BoolVar(&f.failOpen, "fail-open", false, "let traffic flow past a sidecar that is gone; the command stays and holds the rules")
+	fs.BoolVar(&f.hold, "hold", false, "stay, and make the rules again when somebody removes them or a workload's cgroup is made anew")
+	fs.StringVar(&f.readyURL, "ready-url", "", "readiness of the sidecar (default: /ready of --from-sidecar, else http://127.0.0.1:15000/ready)")
+	fs.DurationVar(&f.readyTimeout, "ready-timeout", 30*time.Second, "how long the sidecar may take to be ready before everything is taken back; 0s: do not wait")
+	fs.BoolVar(&f.print, "print", false, "print the rules as nft(8) writes them, and change nothing")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say each step before it is taken")
+	f.bindExclusions(fs)
+}
+
+// bindExclusions makes the flags that do not say who is captured.
+func (f *redirectFlags) bindExclusions(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&f.excludeIn, "exclude-inbound-port", nil, "inbound port, or range such as 8000-8010, not to capture; repeat for several")
+	fs.StringSliceVar(&f.excludeOut, "exclude-outbound-port", nil, "outbound port or range not to capture; 53 turns DNS capture off")
+	fs.StringSliceVar(&f.excludeOutCIDR, "exclude-outbound-cidr", nil, "destination not to capture connections to; DNS queries are captured all the same")
+	fs.StringSliceVar(&f.excludeUID, "exclude-uid", nil, "user (name or number) whose traffic is not captured")
 	fs.StringSliceVar(&f.excludeInCIDR, "exclude-inbound-cidr", nil, "source not to capture connections from")
 	fs.StringSliceVar(&f.excludeGID, "exclude-gid", nil, "group (name or number) whose traffic is not captured")
 	fs.StringSliceVar(&f.excludeCgroup, "exclude-cgroup", nil, "cgroup (v2) whose traffic is not captured, such as system.slice/backup.service")
@@ -70,13 +82,15 @@ func (f *redirectFlags) bind(cmd *cobra.Command) {
 	fs.StringSliceVar(&f.excludeDNSUID, "exclude-dns-uid", nil, "user whose DNS queries are not captured (default: local resolvers that /etc/resolv.conf names)")
 	fs.StringSliceVar(&f.virtualCIDR, "virtual-cidr", nil, "range of virtual addresses (default: 240.0.0.0/4 and fd70:6172:7265:6c::/96); none: no routes are made")
 	fs.BoolVar(&f.ipv6, "ipv6", true, "capture IPv6 as well")
-	fs.BoolVar(&f.failOpen, "fail-open", false, "let traffic flow past a sidecar that is gone; the command stays and holds the rules")
-	fs.BoolVar(&f.hold, "hold", false, "stay, and make the rules again when somebody removes them or a workload's cgroup is made anew")
 	fs.DurationVar(&f.holdFor, "hold-for", intercept.DefaultHoldFor, "how long rules hold by themselves: with --fail-open; three times --hold's interval")
-	fs.StringVar(&f.readyURL, "ready-url", "", "readiness of the sidecar (default: /ready of --from-sidecar, else http://127.0.0.1:15000/ready)")
-	fs.DurationVar(&f.readyTimeout, "ready-timeout", 30*time.Second, "how long the sidecar may take to be ready before everything is taken back; 0s: do not wait")
-	fs.BoolVar(&f.print, "print", false, "print the rules as nft(8) writes them, and change nothing")
-	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say each step before it is taken")
+}
+
+// exclusionFlags are those that bindExclusions makes.
+func exclusionFlags() (names []string) {
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(redirectFlags).bindExclusions(fs)
+	fs.VisitAll(func(x *pflag.Flag) { names = append(names, x.Name) })
+	return names
 }
 
 // config is what is to be captured, from the sidecar and the flags.
@@ -183,8 +197,16 @@ func readWorkload(s string) (w intercept.Workload, err error) {
 	return w, nil
 }
 
-// complete adds what flags say of every form.
+// complete adds what flags say of every form, and checks the whole.
 func (f *redirectFlags) complete(c *intercept.Config, cmd *cobra.Command) error {
+	if err := f.fill(c, cmd); err != nil {
+		return err
+	}
+	return c.Validate()
+}
+
+// fill adds what flags say of every form.
+func (f *redirectFlags) fill(c *intercept.Config, cmd *cobra.Command) error {
 	var errs []error
 	id := func(s string, look func(string) (uint32, error), to *[]uint32) {
 		n, err := look(s)
@@ -250,9 +272,9 @@ func (f *redirectFlags) complete(c *intercept.Config, cmd *cobra.Command) error 
 	c.IPv6, c.FailOpen, c.HoldFor = f.ipv6, f.failOpen, f.holdFor
 	errs = append(errs, f.words(c), f.resolvers(c, cmd), f.dnsAddress())
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("redirect apply: %w", err)
+		return fmt.Errorf("%s: %w", strings.TrimPrefix(cmd.CommandPath(), "parrel "), err)
 	}
-	return c.Validate()
+	return nil
 }
 
 func (f *redirectFlags) words(c *intercept.Config) (err error) {

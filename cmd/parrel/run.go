@@ -17,7 +17,6 @@ import (
 
 	"github.com/parrel-mesh/parrel/deploy/notify"
 	"github.com/parrel-mesh/parrel/deploy/run"
-	"github.com/parrel-mesh/parrel/sidecar"
 )
 
 // runFlags are those of `parrel run`.
@@ -74,6 +73,7 @@ another one. The flags of the sidecar are those of ` + "`parrel sidecar`" + `.
 	fs := cmd.Flags()
 	fs.SetInterspersed(false)
 	f.sidecar.bind(cmd, fs)
+	fs.Lookup("all-local").Hidden, fs.Lookup("token-dir").Hidden = true, true // run minds one application
 	fs.Lookup("service").Usage = "name of the service; its id too, where --sidecar-for gives no other"
 	fs.StringVar(&f.sidecar.accessLog, "admin-access-log-path", "/dev/stderr", "access log; \"\" turns it off")
 	fs.BoolVar(&f.wait, "wait", true, "start the application when the sidecar can serve its calls; --wait=false: at once")
@@ -141,7 +141,7 @@ func signalNamed(flag, name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// workload reads --service as the name of the one instance.
+// oneService reads --service as the name of the one instance.
 func (f *sidecarFlags) oneService() error {
 	if f.service == "" || f.proxyID != "" {
 		return nil
@@ -171,12 +171,19 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	if f.sidecar.local.all {
+		return errors.New("run: --all-local is for `parrel sidecar`: run minds one application")
+	}
 	if err := f.sidecar.oneService(); err != nil {
 		return err
 	}
 	c.Log = logger
 	f.sidecar.cfg.HoldInbound = f.hold
-	m := &minded{f: f, cmd: cmd, log: logger, level: level}
+	p, err := f.sidecar.parts(cmd, logger, level)
+	if err != nil {
+		return err
+	}
+	m := &minded{parts: p, log: logger}
 	defer m.close()
 	c.New, c.Note = m.companion, m.note
 	settle(context.WithoutCancel(cmd.Context())) // signals are the supervisor's here
@@ -201,23 +208,15 @@ func (c coded) Unwrap() []error { return []error{c.error, c.code} }
 // minded makes the supervisor's companions and tells the service manager. Its
 // methods are called by one goroutine.
 type minded struct {
-	f        *runFlags
-	cmd      *cobra.Command
-	log      *slog.Logger
-	level    *slog.LevelVar
-	ended    func()
-	told     func(...string)
-	released []func()
+	parts *parts
+	log   *slog.Logger
+	ended func()
+	told  func(...string)
 }
 
 func (m *minded) companion(beforeOutbound func(context.Context)) (run.Companion, error) {
-	p, err := m.f.sidecar.parts(m.cmd, m.log, m.level)
-	if err != nil {
-		return nil, err
-	}
-	m.released = append(m.released, p.close)
-	p.deps.BeforeOutbound = beforeOutbound
-	s, err := sidecar.New(p.cfg, p.deps)
+	m.parts.deps.BeforeOutbound = beforeOutbound
+	s, err := m.parts.process()
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +240,5 @@ func (m *minded) close() {
 	if m.ended != nil {
 		m.ended()
 	}
-	for _, f := range m.released {
-		f()
-	}
+	m.parts.close()
 }

@@ -34,8 +34,11 @@ type sidecarFlags struct {
 	httpAddr         string
 	consulTokenFile  string
 	consulCA         string
+	definition       string
+	protocol         string
 	bootstrap        bootstrapFlags
 	limits           limitFlags
+	local            localFlags
 	cfg              sidecar.Config
 	log              logFlags
 	waitForApp       string
@@ -61,6 +64,15 @@ service up and registers its connect-proxy itself where nobody did; without one
 the proxy has to be registered already. A restart needs nothing but --data-dir.
 
     parrel sidecar --sidecar-for web-1 --grpc-addr cp:15012 --token-file web.token --data-dir /var/lib/parrel/web
+
+With --all-local one process carries whatever this host's Consul agent has:
+each service with a connect-proxy, or with parrel-uid, parrel-user or
+parrel-cgroup in its Meta, which say whose its processes are. Services that are
+registered later get their workload then; those that go take it with them.
+--redirect makes the rules that hand their traffic to the sidecar
+(docs/transparent.md); without it ` + "`parrel redirect apply --from-sidecar`" + ` does.
+
+    parrel sidecar --all-local --transparent --redirect --token-dir /etc/parrel/tokens --grpc-addr cp:15012 --data-dir /var/lib/parrel/host
 
 With -c FILE (or --config-yaml TEXT) it is a proxy by itself: an Envoy v3
 bootstrap in YAML or JSON says everything, and there is no control plane, no
@@ -109,8 +121,11 @@ func (f *sidecarFlags) bind(cmd *cobra.Command, fs *pflag.FlagSet) {
 	fs.StringVar(&f.consulTokenFile, "consul-token-file", "", "file with Consul's ACL token (default: CONSUL_HTTP_TOKEN_FILE or CONSUL_HTTP_TOKEN)")
 	fs.StringVar(&f.cfg.ResolvConf, "resolv-conf", "/etc/resolv.conf", "file that names the resolvers to which DNS queries are forwarded, and the search domains")
 	fs.StringVar(&f.consulCA, "ca-file", "", "CA of Consul's HTTPS (default: CONSUL_CACERT)")
+	fs.StringVar(&f.definition, "service-definition", "", "the service itself, as for `consul services register` and in JSON: the sidecar registers it and its proxy, and takes them away at the end")
+	fs.StringVar(&f.protocol, "service-protocol", "", "with --service-definition: its protocol, written into a service-defaults entry where there is none")
 	f.bootstrap.bind(fs)
 	f.limits.bind(fs)
+	f.local.bind(cmd)
 	f.log.bind(cmd)
 }
 
@@ -122,7 +137,7 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if f.bootstrap.mode != "serve" {
 		return f.validateBootstrap(cmd, logger, level)
 	}
-	var s *sidecar.Sidecar
+	var s *process
 	var hasten context.Context
 	p, err := f.parts(cmd, logger, level)
 	if err != nil {
@@ -145,7 +160,7 @@ func (f *sidecarFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		}
 	}
 	settle(ctx)
-	if s, err = sidecar.New(p.cfg, p.deps); err != nil {
+	if s, err = p.process(); err != nil {
 		return err
 	}
 	hasten, again := secondSignal(ctx, s.Hasten)
@@ -181,7 +196,39 @@ func secondSignal(ctx context.Context, f func()) (context.Context, func()) {
 type parts struct {
 	cfg   sidecar.Config
 	deps  sidecar.Deps
+	own   *self  // registers the service; nil: somebody else does
 	close func() // when it has ended
+}
+
+// process is a sidecar that registers its service, too, where it has to.
+type process struct {
+	*sidecar.Sidecar
+	own *self // nil: it has not
+}
+
+// process makes one life of a sidecar.
+func (p *parts) process() (*process, error) {
+	s, err := sidecar.New(p.cfg, p.deps)
+	if err != nil {
+		return nil, err
+	}
+	out := &process{Sidecar: s}
+	if p.own != nil {
+		own := *p.own
+		own.done = make(chan struct{})
+		out.own = &own
+	}
+	return out, nil
+}
+
+// Run is the sidecar's, with its service registered meanwhile.
+func (p *process) Run(ctx context.Context) error {
+	if p.own != nil {
+		registered, stop := context.WithCancel(ctx)
+		go p.own.run(registered)
+		defer func() { stop(); p.own.leave() }()
+	}
+	return p.Sidecar.Run(ctx)
 }
 
 // parts reads the flags: those of a workload of the mesh, or -c.
@@ -199,7 +246,13 @@ func (f *sidecarFlags) parts(cmd *cobra.Command, logger *slog.Logger, level *slo
 		return f.bootstrapParts(cmd, logger, level)
 	}
 	p := &parts{close: func() {}}
-	var err error
+	registrar, err := f.registrar(logger)
+	if err != nil {
+		return nil, err
+	}
+	if p.own, err = f.newSelf(registrar, logger); err != nil {
+		return nil, err
+	}
 	if f.cfg.Workloads, err = f.workloads(); err != nil {
 		return nil, err
 	}
@@ -214,13 +267,12 @@ func (f *sidecarFlags) parts(cmd *cobra.Command, logger *slog.Logger, level *slo
 		return nil, err
 	}
 	p.deps = sidecar.Deps{Net: netio.OS{}, Log: logger, Level: level, MemoryLimit: collectBelow}
-	registrar, err := f.registrar(logger)
-	if err != nil {
-		return nil, err
-	}
 	if registrar != nil {
 		p.close = registrar.Close
-		p.deps.Registrar = localCatalogue{registrar}
+		p.deps.Registrar = localCatalogue{registrar, logger}
+	}
+	if err := f.local.apply(cmd, &f.cfg, &p.deps, f.base()); err != nil {
+		return nil, err
 	}
 	p.cfg = f.cfg
 	return p, nil
@@ -229,6 +281,9 @@ func (f *sidecarFlags) parts(cmd *cobra.Command, logger *slog.Logger, level *slo
 // workloads reads --sidecar-for and --proxy-id.
 func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	if len(f.services) == 0 && f.proxyID == "" {
+		if f.local.all {
+			return nil, nil
+		}
 		return nil, errors.New(f.command + ": for which service instance? Give --sidecar-for ID, the id under which it is registered (or -c FILE, a static configuration)")
 	}
 	if f.token != "" && f.tokenFile != "" {
@@ -240,7 +295,7 @@ func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	if f.service != "" && len(f.services) > 1 {
 		return nil, errors.New(f.command + ": --service names one service and --sidecar-for several instances: write --sidecar-for ID=SERVICE for each")
 	}
-	base := sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
+	base := f.base()
 	if len(f.services) == 0 {
 		if f.service == "" {
 			return nil, errors.New(f.command + ": --proxy-id alone does not say which service it stands for: add --service NAME or --sidecar-for ID")
@@ -263,6 +318,11 @@ func (f *sidecarFlags) workloads() ([]sidecar.Workload, error) {
 	return out, nil
 }
 
+// base is what every workload has.
+func (f *sidecarFlags) base() sidecar.Workload {
+	return sidecar.Workload{Proxy: f.proxyID, Service: f.service, Token: f.token, TokenFile: f.tokenFile, Address: f.bindAddress}
+}
+
 func (f *sidecarFlags) registrar(log *slog.Logger) (*consul.Registrar, error) {
 	if f.httpAddr == "" && os.Getenv("CONSUL_HTTP_ADDR") == "" {
 		log.Info("no Consul agent given: the proxy has to be registered already", "remedy", "--http-addr or CONSUL_HTTP_ADDR")
@@ -273,7 +333,10 @@ func (f *sidecarFlags) registrar(log *slog.Logger) (*consul.Registrar, error) {
 
 // localCatalogue gives the sidecar the part of Consul that it touches, in the
 // sidecar's own words: the planes and the catalogue do not know each other.
-type localCatalogue struct{ r *consul.Registrar }
+type localCatalogue struct {
+	r   *consul.Registrar
+	log *slog.Logger // nil: none
+}
 
 func (l localCatalogue) Lookup(ctx context.Context, id string) (sidecar.LocalService, error) {
 	s, err := l.r.Lookup(ctx, id)
@@ -283,11 +346,7 @@ func (l localCatalogue) Lookup(ctx context.Context, id string) (sidecar.LocalSer
 	if err != nil {
 		return sidecar.LocalService{}, err
 	}
-	out := sidecar.LocalService{ID: s.ID, Name: s.Name, Namespace: s.Namespace, Partition: s.Partition, Address: s.Address, Port: s.Port}
-	if p := s.Proxy; p != nil {
-		out.Proxy = &sidecar.LocalProxy{ID: p.ID, Name: p.Name, Address: p.Address, Port: p.Port}
-	}
-	return out, nil
+	return localService(&s), nil
 }
 
 func (l localCatalogue) RegisterProxy(ctx context.Context, p sidecar.ProxyRegistration) error {

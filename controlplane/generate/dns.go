@@ -21,9 +21,13 @@ const dnsPort = 15053
 // is seldom, is followed within it.
 const dnsTTL = 30 * time.Second
 
-// meshZone is a zone of the mesh's own: a name in it that is no service's does
-// not exist anywhere.
-const meshZone = "mesh"
+// Zones of the mesh's own: a name in them that is no service's does not exist
+// anywhere, and nobody outside is asked for it. (Consul's forms for other
+// namespaces and peers, NAME.virtual.NAMESPACE.consul, are not below virtualZone.)
+const (
+	meshZone    = "mesh"
+	virtualZone = "virtual.consul"
+)
 
 // dnsListenerName names the listener that answers for the services beside name:
 // those of its partition and namespace, whose bare names are theirs.
@@ -40,7 +44,7 @@ func dnsListenerName(name discovery.ServiceName) string {
 // and never finds somebody else of that name. It is the same for all, so that
 // they share it.
 func dnsListener(m *mesh.Snapshot, beside discovery.ServiceName) *resource.Listener {
-	f := &resource.DNSFilter{StatPrefix: "dns", KnownSuffixes: []string{meshZone}}
+	f := &resource.DNSFilter{StatPrefix: "dns", KnownSuffixes: []string{meshZone, virtualZone}}
 	seen := map[string]bool{}
 	for _, name := range m.ServiceNames() {
 		v, ok := m.Virtual(name)
@@ -74,7 +78,7 @@ func DNSNames(name discovery.ServiceName) []string {
 	if !dnsName(n) {
 		return nil
 	}
-	out := []string{n + ".virtual.consul", n + ".service.consul", n + "." + meshZone}
+	out := []string{n + "." + virtualZone, n + ".service.consul", n + "." + meshZone}
 	if !strings.Contains(n, ".") && n != "localhost" {
 		out = append(out, n)
 	}
@@ -82,7 +86,7 @@ func DNSNames(name discovery.ServiceName) []string {
 }
 
 func dnsName(n string) bool {
-	if len(n)+len(".virtual.consul") > 253 {
+	if len(n)+len("."+virtualZone) > 253 {
 		return false
 	}
 	for label := range strings.SplitSeq(n, ".") {

@@ -18,6 +18,7 @@ type catalogue interface {
 	publish(ctx context.Context) error                // everything that is in the folder
 	put(ctx context.Context, file, text string) error // one definition or entry, new or changed
 	remove(ctx context.Context, id string) error      // one service instance
+	addHost(ctx context.Context, h *host) error       // a host that is a namespace
 }
 
 func (w *world) newCatalogue(ctx context.Context) (catalogue, error) {
@@ -34,23 +35,23 @@ func (w *world) newCatalogue(ctx context.Context) (catalogue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.wait(ctx, w.outside()); err != nil {
+	if err := c.wait(ctx, w.center()); err != nil {
 		return nil, err
 	}
 	for _, h := range w.l.hosts {
 		if h.space == nil {
 			break
 		}
-		if err := c.agent(ctx, h); err != nil {
+		if err := c.addHost(ctx, h); err != nil {
 			return nil, err
 		}
 	}
 	return c, nil
 }
 
-// agent starts the agent of a host that is a namespace, as every host of
-// Consul's users has one. What runs there is registered with it.
-func (c *consulCatalogue) agent(ctx context.Context, h *host) error {
+// addHost starts the host's agent, as every host of Consul's users has one. What
+// runs there is registered with it.
+func (c *consulCatalogue) addHost(ctx context.Context, h *host) error {
 	_, err := c.w.launch(h, 0, "consul-"+h.name, c.binary, "agent", "-node", h.name, "-datacenter", c.l.datacenter, "-log-level", "warn",
 		"-data-dir", filepath.Join(c.l.dataDir(h.name), "consul"), "-bind", h.ip, "-client", "127.0.0.1", "-retry-join", c.l.ip)
 	if err != nil {
@@ -63,6 +64,8 @@ func (c *consulCatalogue) agent(ctx context.Context, h *host) error {
 type fileCatalogue struct{ l *layout }
 
 func (c fileCatalogue) flags() []string { return []string{"--catalog-dir", c.l.catalog()} }
+
+func (c fileCatalogue) addHost(context.Context, *host) error { return nil }
 
 func (c fileCatalogue) publish(context.Context) error { return nil } // it is there already
 

@@ -17,7 +17,15 @@ type check struct {
 }
 
 // checks in their order: what looks on comes first, what breaks something last.
-func checks() []check {
+func (w *world) checks() []check {
+	first, last := lookingOn(), breaking()
+	if w.l.center != nil {
+		first = append(first, capturedChecks()...)
+	}
+	return append(first, last...)
+}
+
+func lookingOn() []check {
 	return []check{
 		{"web calls api over HTTP, and api saw web's identity", pair("api", "web")},
 		{"api calls orders over HTTP, and orders saw api's identity", pair("orders", "api")},
@@ -39,6 +47,11 @@ func checks() []check {
 		{"a forged caller identity is not passed on", forgedIdentity},
 		{"metrics count the calls by identity", metricsCount},
 		{"no private key in a sidecar's configuration dump", noKeyInDump},
+	}
+}
+
+func breaking() []check {
+	return []check{
 		{"a killed instance gets no more traffic", killedInstance},
 		{"an added instance gets traffic", addedInstance},
 		{"an intention turned to deny ends an open connection within 1 s", denyEndsConnection},
@@ -51,7 +64,7 @@ func checks() []check {
 
 // checkAll runs all checks and prints a line for each.
 func (w *world) checkAll(ctx context.Context) (passed, failed int, err error) {
-	for _, c := range checks() {
+	for _, c := range w.checks() {
 		if c.name == memoryCheck && w.cfg.Consul {
 			continue // the bound is for the mesh without Consul's server
 		}

@@ -47,15 +47,9 @@ func (w *world) layOut(dir string) (err error) {
 		return fmt.Errorf("demo: %w", err)
 	}
 	if w.cfg.Netns {
-		names := []string{"center"}
-		for _, p := range place {
-			names = append(names, p.host)
-		}
-		spaces, err := w.procs.newSpaces(w.cfg.Binary, names...)
-		if err != nil {
+		if err := w.newSpacedLayout(dir); err != nil {
 			return err
 		}
-		w.l = newSpacedLayout(dir, spaces)
 	} else if w.l, err = newLayout(dir, &portPicker{next: w.cfg.PortBase}); err != nil {
 		return err
 	}
@@ -159,7 +153,10 @@ func (w *world) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return cat.publish(ctx)
+	if err := cat.publish(ctx); err != nil || w.l.center == nil {
+		return err
+	}
+	return w.redirectAll(ctx)
 }
 
 func (w *world) startControlPlane() error {
@@ -177,9 +174,6 @@ func (w *world) startSidecar(h *host) error {
 		"--token-file", w.l.tokenFile(h.name), "--admin-bind", fmt.Sprintf("127.0.0.1:%d", h.admin), "--drain-time", "2s"}
 	for _, i := range h.instances {
 		args = append(args, "--sidecar-for", i.id+"="+i.role)
-	}
-	if h.space != nil {
-		args = append(args, w.captureFlags(h)...)
 	}
 	p, err := w.launch(h, 0, "sidecar-"+h.name, w.cfg.Binary, args...)
 	w.sidecars[h.name] = p
@@ -199,7 +193,7 @@ func (w *world) startApp(i *instance) error {
 // ask sends one request to web and returns its answer; an answer with an error
 // anywhere in its tree is an error.
 func (w *world) ask(ctx context.Context) (*shop.Answer, error) {
-	return w.askURL(ctx, w.outside(), "http://"+w.l.find("web-1").addr()+"/")
+	return w.askURL(ctx, w.visitor(), "http://"+w.l.find("web-1").addr()+"/")
 }
 
 // client is an HTTP client that connects anew for each request.

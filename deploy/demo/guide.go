@@ -118,15 +118,11 @@ func (w *world) add(ctx context.Context, service string) (string, error) {
 	for w.l.find(fmt.Sprintf("%s-%d", service, n)) != nil {
 		n++
 	}
-	in, err := w.l.newInstance(fmt.Sprintf("%s-%d", service, n), service, fmt.Sprintf("v%d", n))
+	h, err := w.addHost(ctx, fmt.Sprintf("%s-%d", service, n), service, fmt.Sprintf("v%d", n))
 	if err != nil {
 		return "", err
 	}
-	h := &host{name: in.id, instances: []*instance{in}}
-	if err := w.l.ports.take(&h.admin); err != nil {
-		return "", err
-	}
-	w.l.hosts = append(w.l.hosts, h)
+	in := h.instances[0]
 	if err := w.mintToken(ctx, h); err != nil {
 		return "", err
 	}
@@ -139,7 +135,34 @@ func (w *world) add(ctx context.Context, service string) (string, error) {
 	if err := w.cat.put(ctx, in.id+".hcl", definition(in)); err != nil {
 		return "", err
 	}
+	if h.space != nil {
+		if err := w.redirect(ctx, h); err != nil {
+			return "", err
+		}
+	}
 	return fmt.Sprintf("started %s (pid %d) with a sidecar of its own (pid %d, admin %s)", in.id, w.apps[in.id].pid(), w.sidecars[h.name].pid(), h.adminURL()), nil
+}
+
+// addHost adds a host with one instance.
+func (w *world) addHost(ctx context.Context, id, role, version string) (*host, error) {
+	if w.l.center != nil {
+		h, err := w.newHost(id)
+		if err != nil {
+			return nil, err
+		}
+		h.instances = []*instance{w.l.placed(h, id, role, version)}
+		return h, w.cat.addHost(ctx, h)
+	}
+	in, err := w.l.newInstance(id, role, version)
+	if err != nil {
+		return nil, err
+	}
+	h := &host{name: id, ip: w.l.ip, instances: []*instance{in}}
+	if err := w.l.ports.take(&h.admin); err != nil {
+		return nil, err
+	}
+	w.l.hosts = append(w.l.hosts, h)
+	return h, nil
 }
 
 // Add asks the demo that runs in dir for one more instance of service.

@@ -89,7 +89,7 @@ func (w *world) getAs(ctx context.Context, id mtls.Source) (int, error) {
 		return 0, err
 	}
 	cfg := mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: id, Authorise: mtls.Expect(want), ALPN: []string{"http/1.1"}}})
-	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.visitor().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
 		return 0, err
 	}
@@ -130,7 +130,7 @@ func refused(status int, err error) error {
 }
 
 func plaintextRefused(ctx context.Context, w *world) error {
-	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.visitor().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func noCertificateRefused(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	conn, err := w.outside().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
+	conn, err := w.visitor().dial(ctx, "tcp", w.l.find("users-1").proxyAddr())
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (w *world) configFor(ctx context.Context, id mtls.Source, node string) (int
 		Dial: func(context.Context) (*grpc.ClientConn, error) {
 			return grpc.NewClient("passthrough:///"+w.l.xdsAddr(), append(xdsclient.DialOptions(), grpc.WithTransportCredentials(creds),
 				grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-					return w.outside().dial(ctx, "tcp", address)
+					return w.visitor().dial(ctx, "tcp", address)
 				}))...)
 		},
 		Handler: got,
@@ -318,7 +318,7 @@ func usedToken(ctx context.Context, w *world) error {
 		Address: w.l.xdsAddr(), DataDir: filepath.Join(w.l.dir, "data", "thief"), Service: "users",
 		Token: strings.TrimSpace(string(token)),
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			return w.outside().dial(ctx, "tcp", address)
+			return w.visitor().dial(ctx, "tcp", address)
 		},
 	})
 	if err != nil {

@@ -60,10 +60,11 @@ type layout struct {
 	hosts       []*host
 	ports       *portPicker
 
-	// Where hosts are namespaces: those, and that of the control plane, of Consul's
-	// server and of clients outside of the mesh. Nil on loopback.
-	center *space
-	ip     string // the control plane's
+	ip string // the control plane's
+
+	// Where hosts are namespaces: that of the control plane and of Consul's server,
+	// and that of a client outside of the mesh. Nil on loopback.
+	center, visitor *space
 }
 
 // protocols of the shop's services, in the words of service-defaults.
@@ -184,7 +185,7 @@ func definition(in *instance) string {
 	fmt.Fprintf(&b, "  connect {\n    sidecar_service {\n      port = %d\n      check {\n        name          = \"%s is alive\"\n        alias_service = %q\n        status        = \"passing\"\n      }\n", in.proxyPort, in.id, in.id)
 	switch {
 	case in.uid != 0:
-		b.WriteString("      proxy {\n        mode = \"transparent\"\n      }\n")
+		fmt.Fprintf(&b, "      proxy {\n        mode = \"transparent\"\n        transparent_proxy {\n          outbound_listener_port = %d\n        }\n      }\n", in.capturePort())
 	case len(in.upstreams) > 0:
 		b.WriteString("      proxy {\n        upstreams = [\n")
 		for _, u := range calls[in.role] {
@@ -245,6 +246,7 @@ func (l *layout) write() error {
 		for name, text := range openWeb() {
 			files[name] = text
 		}
+		delete(files, "service-defaults-ledger.hcl") // to be found out
 	}
 	for _, h := range l.hosts {
 		for _, i := range h.instances {

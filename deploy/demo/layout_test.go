@@ -78,7 +78,7 @@ func TestLayout(t *testing.T) {
 // TestChecks: the demo proves at least what it says it does, each thing once.
 func TestChecks(t *testing.T) {
 	seen := map[string]bool{}
-	for _, c := range checks() {
+	for _, c := range (&world{l: &layout{center: &space{}}}).checks() {
 		if c.name == "" || c.run == nil || seen[c.name] {
 			t.Errorf("check %q is empty or there twice", c.name)
 		}

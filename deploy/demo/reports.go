@@ -10,7 +10,7 @@ import (
 
 // report asks the control plane's API.
 func (w *world) report(ctx context.Context, path string, v any) error {
-	text, err := w.get(ctx, w.outside(), w.l.apiURL()+path)
+	text, err := w.get(ctx, w.center(), w.l.apiURL()+path)
 	if err != nil {
 		return err
 	}

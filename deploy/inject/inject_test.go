@@ -153,3 +153,14 @@ func TestBad(t *testing.T) {
 		})
 	}
 }
+
+// TestLabelsAreDocumented holds the table of docs/inject.md to the labels that
+// are read.
+func TestLabelsAreDocumented(t *testing.T) {
+	doc := read(t, "../../docs/inject.md")
+	for _, l := range labelHelp {
+		if row := "| `" + l.name + "` | " + strings.ReplaceAll(l.text, `"`, `"`) + " |"; !strings.Contains(strings.ReplaceAll(doc, "`\"false\"`", `"false"`), row) {
+			t.Errorf("docs/inject.md has no row %q", row)
+		}
+	}
+}

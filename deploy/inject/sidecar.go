@@ -38,7 +38,7 @@ func (p *project) sidecar(s *service, instance string) *yaml.Node {
 	args = append(args, "--", "sidecar",
 		"--service-definition="+definition(id, s, transparent),
 		"--grpc-addr="+o.ControlPlane, "--http-addr="+o.Consul,
-		"--token-file="+tokenDir+"/token", "--data-dir="+dataDir)
+		"--token-file="+tokenDir+"/token", "--data-dir="+dataDir+"/sidecar", "--ready-bind=0.0.0.0:15021")
 	if set1.protocol != "" {
 		args = append(args, "--service-protocol="+set1.protocol)
 	}

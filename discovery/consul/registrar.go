@@ -22,6 +22,7 @@ type LocalService struct {
 	Address              string // the service's, else the agent's own
 	Port                 int
 	SocketPath           string
+	Meta                 map[string]string
 	Node, Datacenter     string
 	Proxy                *LocalProxy // the connect-proxy that is registered for it; nil: none is
 }
@@ -30,6 +31,7 @@ type LocalService struct {
 type LocalProxy struct {
 	ID, Name, Address string
 	Port              int
+	Meta              map[string]string
 }
 
 // ProxyRegistration is a connect-proxy to register.
@@ -41,6 +43,7 @@ type ProxyRegistration struct {
 	Service, ServiceID   string // what it stands for: the alias check's target
 	ServiceAddress       string // where the application listens; "": 127.0.0.1
 	ServicePort          int
+	Transparent          bool // Proxy.Mode "transparent"
 }
 
 // Registrar registers sidecars with the agent of this host. Its methods may be
@@ -99,7 +102,7 @@ func (r *Registrar) ListLocal(ctx context.Context) ([]LocalService, error) {
 		}
 		l := &LocalService{
 			ID: s.ID, Name: s.Service, Namespace: s.Namespace, Partition: s.Partition,
-			Address: cmp.Or(s.Address, node.address), Port: s.Port, SocketPath: s.SocketPath,
+			Address: cmp.Or(s.Address, node.address), Port: s.Port, SocketPath: s.SocketPath, Meta: s.Meta,
 			Node: node.name, Datacenter: cmp.Or(s.Datacenter, node.datacenter),
 		}
 		byID[s.ID] = l
@@ -112,7 +115,7 @@ func (r *Registrar) ListLocal(ctx context.Context) ([]LocalService, error) {
 		l := byID[s.Proxy.DestinationServiceID]
 		// Of several the first by id, so that each answer is the same.
 		if l != nil && (l.Proxy == nil || s.ID < l.Proxy.ID) {
-			l.Proxy = &LocalProxy{ID: s.ID, Name: s.Service, Address: cmp.Or(s.Address, node.address), Port: s.Port}
+			l.Proxy = &LocalProxy{ID: s.ID, Name: s.Service, Address: cmp.Or(s.Address, node.address), Port: s.Port, Meta: s.Meta}
 		}
 	}
 	slices.SortFunc(out, func(a, b *LocalService) int { return strings.Compare(a.ID, b.ID) })
@@ -158,6 +161,9 @@ func (r *Registrar) RegisterProxy(ctx context.Context, p ProxyRegistration) erro
 			// A check is critical until its first run; what it will find is known.
 			Status: r.state(ctx, p.ServiceID),
 		}},
+	}
+	if p.Transparent {
+		reg.Proxy.Mode = api.ProxyModeTransparent
 	}
 	if err := r.client.Agent().ServiceRegisterOpts(reg, api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)); err != nil {
 		return fmt.Errorf("consul: register the sidecar %q of %q: %w", reg.ID, p.ServiceID, err)

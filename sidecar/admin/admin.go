@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/parrel-mesh/parrel/mtls"
+	"github.com/parrel-mesh/parrel/sidecar/intercept"
 	"github.com/parrel-mesh/parrel/sidecar/listener"
 	"github.com/parrel-mesh/parrel/sidecar/warm"
 	"github.com/parrel-mesh/parrel/xds/envoyapi"
@@ -62,8 +63,9 @@ type Refused struct {
 type Deps struct {
 	Version   string
 	Start     time.Time
-	Workloads func() []Workload // by ID
-	Metrics   http.Handler      // Prometheus exposition
+	Workloads func() []Workload     // by ID
+	Redirect  func() intercept.Plan // nil: nothing is captured
+	Metrics   http.Handler          // Prometheus exposition
 	Gatherer  prometheus.Gatherer
 	Level     *slog.LevelVar // of the process's log; nil: /logging is not there
 	Draining  func() bool
@@ -120,6 +122,7 @@ func Handler(d Deps) http.Handler {
 		{path: "/logging", help: "show or change the log level (?level=debug|info|warning|error)", post: true, serve: a.logging},
 		{path: "/quitquitquit", help: "end the process, softly", post: true, serve: a.quit},
 		{path: "/ready", help: "200 once every workload serves, else 503 and what is missing", serve: a.ready},
+		{path: "/redirect", help: "what redirection needs to know of each workload, JSON", serve: a.redirect},
 		{path: "/reopen_logs", help: "open log files anew", post: true, serve: a.reopen},
 		{path: "/server_info", help: "version, state and streams", serve: a.serverInfo},
 		{path: "/stats", help: "counters and gauges (?filter=REGEX, ?format=prometheus)", serve: a.stats},
@@ -352,6 +355,22 @@ func (a *api) reopen(w http.ResponseWriter, _ *http.Request, _ []Workload) {
 		}
 	}
 	text(w, http.StatusOK, "OK\n")
+}
+
+func (a *api) redirect(w http.ResponseWriter, r *http.Request, ws []Workload) {
+	var p intercept.Plan
+	if a.Redirect != nil {
+		p = a.Redirect()
+	}
+	if r.URL.Query().Has("workload") {
+		p.Proxies = slices.DeleteFunc(p.Proxies, func(x intercept.PlanProxy) bool {
+			return !slices.ContainsFunc(ws, func(w Workload) bool { return w.ID == x.ProxyID })
+		})
+	}
+	if p.Proxies == nil {
+		p.Proxies = []intercept.PlanProxy{}
+	}
+	writeJSON(w, p)
 }
 
 func (a *api) prometheus(w http.ResponseWriter, r *http.Request, _ []Workload) {

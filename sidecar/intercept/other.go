@@ -12,3 +12,6 @@ func printConfig(Config) (string, error) { return "", errLinux }
 
 // LocalResolvers are the users as whom the host's own resolvers run.
 func LocalResolvers(string) ([]uint32, error) { return nil, errLinux }
+
+// Cgroups: there are none.
+func Cgroups(Config) (map[string]uint64, error) { return nil, errLinux }

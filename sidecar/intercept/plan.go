@@ -39,6 +39,11 @@ type PlanProxy struct {
 	// ServicePorts are those on which the application itself serves on the host's
 	// addresses.
 	ServicePorts []uint16 `json:"service_ports,omitempty"`
+	// Ready: identity and configuration are there, and every listener is open.
+	Ready bool `json:"ready"`
+	// Error is why its outbound connections cannot be told from others', so that they
+	// are not captured.
+	Error string `json:"error,omitempty"`
 }
 
 // Config is the redirection that p asks for, with IPv6. A host's inbound

@@ -179,6 +179,7 @@ func TestFilterAnswers(t *testing.T) {
 			return ok(""), nil
 		}, func(c2 *Config) { c2.Filters = func() *filter.Chain { return c } })
 		resp, body := get(t, client(g), "POST", "/", strings.NewReader("unread"))
+		synctest.Wait() // the exchange ends after its answer
 		if resp.StatusCode != 203 || body != "from the filter" || resp.Header.Get("X-Seen") != "1" || done.Load() != 1 {
 			t.Errorf("%d %q %v, done %d", resp.StatusCode, body, resp.Header, done.Load())
 		}

@@ -87,19 +87,30 @@ func (g *Guard) attend() {
 	if g.attention.And(^uint32(wantTouch))&wantTouch != 0 && g.Touch != nil {
 		g.Touch()
 	}
+	if g.Wait() {
+		g.delayed.Add(1)
+	}
+}
+
+// Wait waits at the gate as a read from a client does, and says whether it was
+// shut.
+func (g *Guard) Wait() (waited bool) {
+	if g.attention.Load()&gateShut == 0 {
+		return false
+	}
 	g.mu.Lock()
 	gate := g.gate
 	g.mu.Unlock()
 	if gate == nil {
-		return
+		return false
 	}
-	g.delayed.Add(1)
 	t := time.NewTimer(readDelay)
 	defer t.Stop()
 	select {
 	case <-gate:
 	case <-t.C:
 	}
+	return true
 }
 
 // dial counts a connection that is about to be dialled, or refuses it.

@@ -10,7 +10,8 @@
 // [Manager.Await], engines [Manager.Refuse].
 //
 // Invariants: a connection or request that is refused is counted under its
-// code; nothing on a request's path takes a lock or allocates; no timer runs
+// code; nothing on a request's path waits for a lock or
+// allocates, but in state Slow; no timer runs
 // while nothing is asked of the process; descriptors of health checks,
 // configuration and administration are never given to traffic.
 //

@@ -81,10 +81,12 @@ type Manager struct {
 
 	counts [reasonEnd]atomic.Uint64
 
-	// Of the sampling timer alone.
-	quiet    int
-	pressed  time.Time // since when the state is Refusing; zero: it is not
-	lastShed time.Time
+	quiet int          // the sampling timer's own
+	left  atomic.Int64 // bytes that may be promised before the next look
+
+	looking  sync.Mutex // a look is under way
+	pressed  time.Time  // since when the state is Refusing; zero: it is not; guarded by looking
+	lastShed time.Time  // guarded by looking
 
 	mu       sync.Mutex
 	shedders map[*shedder]struct{} // guarded by mu
@@ -204,12 +206,18 @@ func (m *Manager) State() State {
 }
 
 // Refuse says whether a new request is to be refused, with code Overload; it
-// counts those that are. It costs two loads.
+// counts those that are. In state Slow it waits before, as a read from a client
+// does: a client may have sent many requests in one read. Otherwise it costs two
+// loads and an addition.
 func (m *Manager) Refuse() bool {
 	if m == nil {
 		return false
 	}
 	m.touch()
+	m.promise(requestCost)
+	if State(m.state.Load()) == Slow {
+		m.guard.Wait()
+	}
 	if State(m.state.Load()) != Refusing {
 		return false
 	}
@@ -239,6 +247,7 @@ func (m *Manager) Admit(listener string, open int, src netip.Addr) (Ticket, tele
 		return Ticket{}, telemetry.OK
 	}
 	m.touch()
+	m.promise(connectionCost)
 	limit, named := m.listeners[listener]
 	if !named {
 		limit = m.c.perListener

@@ -34,22 +34,51 @@ func (m *Manager) touch() {
 	}
 }
 
-// sample looks at the memory, decides the state and when to look again. The
-// wheel calls it, one call at a time.
-func (m *Manager) sample() {
-	used := m.Deps.Memory()
+// What a request and a connection may come to hold before it shows: a stack, a
+// connection to an upstream, buffers for both directions. While nothing like it
+// is left, each of them is a reason to look at the memory at once: the timer is
+// late just when the process has too much to do.
+const (
+	requestCost    = 64 << 10
+	connectionCost = 32 << 10
+)
+
+// promise notes that n bytes may soon be held.
+func (m *Manager) promise(n int64) {
+	if m.c.memory == 0 || m.left.Add(-n) >= 0 {
+		return
+	}
+	if m.looking.TryLock() { // else somebody looks
+		m.look()
+		m.looking.Unlock()
+	}
+}
+
+// look decides the state by the memory in use; the caller holds looking.
+func (m *Manager) look() (used int64, now State) {
+	used = m.Deps.Memory()
 	m.used.Store(used)
 	if used > m.highest.Load() {
 		m.highest.Store(used)
 	}
+	// A quarter of what there is to the next state, a few requests at the least.
+	m.left.Store(max((m.c.memory/100*slowAt-used)/4, 8*requestCost))
 	before := m.State()
-	now := next(before, used, m.c.memory)
-	if now != before {
+	if now = next(before, used, m.c.memory); now != before {
 		m.enter(before, now, used)
 	}
 	if now == Refusing {
 		m.press(time.Now())
 	}
+	return used, now
+}
+
+// sample looks at the memory and decides when to look again. The wheel calls it,
+// one call at a time.
+func (m *Manager) sample() {
+	m.looking.Lock()
+	used, now := m.look()
+	m.looking.Unlock()
 
 	if m.asked.Swap(false) || now != Normal {
 		m.quiet = 0

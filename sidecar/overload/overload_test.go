@@ -134,6 +134,46 @@ func TestSlow(t *testing.T) {
 	})
 }
 
+// TestPromised: however many requests come before the timer does, the memory is
+// looked at before they can hold a quarter of what there is to the next state; in
+// state slow each of them waits.
+func TestPromised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, used := pressed(Config{})
+		used.Store(percent(5))
+		m.Refuse()
+		used.Store(percent(97))
+		began, n := time.Now(), 0
+		for !m.Refuse() {
+			if n++; n > cap100*slowAt/100/4/requestCost {
+				t.Fatalf("%d requests were taken with no look at the memory", n)
+			}
+		}
+		for range 9 { // and the next few see that it is better, or worse, again
+			used.Store(percent(50))
+			m.Refuse()
+		}
+		if m.State() != Normal || time.Since(began) != 0 {
+			t.Errorf("state %v after %s", m.State(), time.Since(began))
+		}
+		used.Store(percent(90))
+		time.Sleep(rarely + 10*time.Millisecond)
+		began = time.Now()
+		if m.Refuse() || time.Since(began) != time.Second {
+			t.Errorf("in state %v a request waits %s", m.State(), time.Since(began))
+		}
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			used.Store(percent(96))
+		}()
+		if began = time.Now(); !m.Refuse() || time.Since(began) != time.Second {
+			t.Errorf("in state %v a request that waited %s is taken", m.State(), time.Since(began))
+		}
+		used.Store(0)
+		time.Sleep(time.Second)
+	})
+}
+
 func TestAdmit(t *testing.T) {
 	one, two, six, sixToo := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::ffff")
 	local := netip.MustParseAddr("127.0.0.1")

@@ -239,10 +239,11 @@ func TestMemory(t *testing.T) {
 	// Three seconds of it, and until it was felt.
 	pressed, began := 0.0, time.Now()
 	for pressed == 0 || time.Since(began) < 3*time.Second {
+		state, err := stat(p.Admin, "parrel_overload_state")
 		if time.Since(began) > patience {
-			t.Fatalf("all this is no burden: state %v after %s", pressed, patience)
+			t.Fatalf("all this is no burden: state %v after %s, %v", pressed, patience, err)
 		}
-		pressed = max(pressed, p.stat("parrel_overload_state"))
+		pressed = max(pressed, state)
 		time.Sleep(100 * time.Millisecond)
 	}
 	a.end()
