@@ -98,6 +98,7 @@ var transitive = []rule{
 	{[]string{"sidecar/lb"}, []string{"sidecar/netio", "sidecar/pool", "sidecar/cluster"}, nil, "a picker has no sockets"},
 	{[]string{"sidecar/cluster", "sidecar/pool"}, []string{"sidecar/listener", "sidecar/l7", "sidecar/l4"}, nil, "an upstream does not know who calls it"},
 	{[]string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, []string{"cmd", "deploy", "test", "examples"}, nil, "the product does not depend on its demo, its tests or its command line"},
+	{[]string{"deploy/run", "deploy/notify"}, []string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, nil, "who minds a process knows processes: a sidecar is an interface of its own"},
 	{[]string{"cmd", "deploy", "examples"}, []string{"test"}, nil, "what runs does not link what tests it, nor its flags: only test files import test/golden"},
 }
 
@@ -255,7 +256,7 @@ func hasPackageDoc(t *testing.T, p pkg) bool {
 func TestSleep(t *testing.T) {
 	sleep := regexp.MustCompile(`\btime\.Sleep\(`)
 	for _, p := range list(t) {
-		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "test/run", "discovery/consul", "deploy/demo") {
+		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "test/run", "discovery/consul", "deploy/demo", "deploy/run") {
 			continue
 		}
 		var sleeping []string
