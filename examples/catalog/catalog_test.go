@@ -42,8 +42,8 @@ func TestLoads(t *testing.T) {
 	for _, f := range generate.Analyze(got) {
 		t.Errorf("%s %s %s: %s", f.Severity, f.Entry, f.Field, f.Problem)
 	}
-	if s := got.Stats(); s.Services < 3 || s.Workloads != 4 || s.Entries != 6 {
-		t.Errorf("%+v: want web, api twice and ledger, and 6 entries", s)
+	if s := got.Stats(); s.Services < 4 || s.Workloads != 5 || s.Entries != 6 {
+		t.Errorf("%+v: want web, api twice, ledger and reports, and 6 entries", s)
 	}
 	for service, protocol := range map[string]string{"web": "http", "api": "http", "ledger": "tcp"} {
 		if p := got.Protocol(got.Local(service)).Name; p != protocol {
@@ -58,7 +58,11 @@ func TestLoads(t *testing.T) {
 		}
 		return names
 	}
-	if !slices.Equal(allowed("api"), []string{"web"}) || !slices.Equal(allowed("ledger"), []string{"api"}) {
+	if !slices.Equal(allowed("api"), []string{"reports", "web"}) || !slices.Equal(allowed("ledger"), []string{"api"}) {
 		t.Errorf("api is for %v, ledger for %v", allowed("api"), allowed("ledger"))
+	}
+	w, _ := got.Workload("reports-1-sidecar-proxy")
+	if _, transparent := got.Transparent(w); !transparent || !slices.Equal(got.Callable(w.Service), []discovery.ServiceName{got.Local("api")}) {
+		t.Errorf("reports is transparent: %v, and may call %v", transparent, got.Callable(w.Service))
 	}
 }

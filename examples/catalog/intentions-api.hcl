@@ -7,6 +7,10 @@ Sources = [
     Action = "allow"
   },
   {
+    Name   = "reports"
+    Action = "allow"
+  },
+  {
     Name        = "*"
     Action      = "deny"
     Description = "nobody else"

@@ -549,7 +549,14 @@ func TestOwnAddressIsNoResolver(t *testing.T) {
 		if m := w.lookup("example.com", mdns.TypeA); m.Rcode != mdns.RcodeServerFailure {
 			t.Errorf("%v", m)
 		}
-		if w.count(dropLoop) != 2 || !strings.Contains(w.log.String(), "--proxy-uid") {
+		w.host.Redirect(func(dst netip.AddrPort) (netip.AddrPort, bool) { return netip.MustParseAddrPort(at), dst.Port() == 53 })
+		if m := answer(t, w.askTCP(question("example.com", mdns.TypeA))); m.Rcode != mdns.RcodeServerFailure {
+			t.Errorf("by TCP: %v", m)
+		}
+		if n := len(s.dialling); n != 0 {
+			t.Errorf("%d connections are still noted", n)
+		}
+		if w.count(dropLoop) != 3 || !strings.Contains(w.log.String(), "--proxy-uid") {
 			t.Errorf("%d were dropped; the log says %s", w.count(dropLoop), w.log)
 		}
 	})

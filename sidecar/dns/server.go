@@ -73,7 +73,9 @@ type server struct {
 	mu      sync.Mutex
 	flying  map[uint32]*udpAttempt // guarded by mu: by local port
 	clients map[netip.AddrPort]int // guarded by mu: queries in hand of a client's socket
-	closed  bool                   // guarded by mu
+	// dialling are this server's own ends of connections to resolvers; guarded by mu.
+	dialling map[netip.AddrPort]bool
+	closed   bool // guarded by mu
 }
 
 // open opens both sockets of an address.
@@ -152,6 +154,9 @@ func (s *server) serveUDP(ctx context.Context) {
 	}
 }
 
+const loopMessage = "dns: queries that the sidecar sends to a resolver come back to it: the redirection captures the sidecar's own traffic; " +
+	"run it as another user than the applications and name that with --proxy-uid"
+
 func (s *server) datagram(ctx context.Context, msg, out []byte, from netip.AddrPort) {
 	defer s.recovered("a query")
 	c := s.set.counts
@@ -171,8 +176,7 @@ func (s *server) datagram(ctx context.Context, msg, out []byte, from netip.AddrP
 		}
 		if s.comesBack(from, msg) {
 			c.add(dropLoop)
-			s.say("dns: queries that the sidecar sends to a resolver come back to it: the redirection captures the sidecar's own traffic; run it as another user than the applications and name that with --proxy-uid",
-				telemetry.KeyAddress, from.String())
+			s.say(loopMessage, telemetry.KeyAddress, from.String())
 			break
 		}
 		if !s.take(act, from) {
@@ -350,8 +354,8 @@ func (s *server) say(msg string, args ...any) {
 	s.log.Warn(msg+" (such messages are not repeated within "+pause.String()+")", args...)
 }
 
-func addrPortOf(c netio.Conn) netip.AddrPort {
-	if t, ok := c.RemoteAddr().(*net.TCPAddr); ok && t != nil {
+func addrPortOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok && t != nil {
 		return netip.AddrPortFrom(t.AddrPort().Addr().Unmap(), uint16(t.Port))
 	}
 	return netip.AddrPort{}

@@ -215,7 +215,7 @@ func (s *Set) serve(at netip.AddrPort, act *active, optional bool) error {
 		old.active.Store(act)
 		return nil
 	}
-	n := &server{set: s, log: s.Log, address: at, limiter: newLimiter(s.Rate), flying: map[uint32]*udpAttempt{}, clients: map[netip.AddrPort]int{}}
+	n := &server{set: s, log: s.Log, address: at, limiter: newLimiter(s.Rate), flying: map[uint32]*udpAttempt{}, clients: map[netip.AddrPort]int{}, dialling: map[netip.AddrPort]bool{}}
 	n.active.Store(act)
 	err := n.open(s.ctx)
 	if err == nil {

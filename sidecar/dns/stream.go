@@ -56,7 +56,7 @@ func (st *stream) serve(ctx context.Context) {
 	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = st.c.Close() })
 	defer stop()
-	client := addrPortOf(st.c)
+	client := addrPortOf(st.c.RemoteAddr())
 	for {
 		select { // before a message is read, there is room for it
 		case st.slots <- struct{}{}:
@@ -72,6 +72,11 @@ func (st *stream) serve(ctx context.Context) {
 			return
 		}
 		st.s.set.counts.tcp.Add(1)
+		if st.s.dialled(client) {
+			st.s.set.counts.add(dropLoop)
+			st.s.say(loopMessage, telemetry.KeyAddress, client.String())
+			return
+		}
 		q := &query{}
 		act := st.s.active.Load()
 		switch err := q.parse(msg); {
@@ -200,6 +205,7 @@ func (a *tcpAttempt) connect(until time.Time) (netio.Conn, error) {
 	}
 	a.mu.Lock()
 	if closed = a.closed; !closed {
+		a.s.dials(addrPortOf(c.LocalAddr()), true)
 		a.c, a.stop = c, context.AfterFunc(a.ctx, func() { _ = c.Close() })
 	}
 	a.mu.Unlock()
@@ -270,9 +276,29 @@ func (a *tcpAttempt) close() {
 	defer a.mu.Unlock()
 	a.closed = true
 	if a.c != nil {
+		a.s.dials(addrPortOf(a.c.LocalAddr()), false)
 		a.stop()
 		_ = a.c.Close()
+		a.c = nil
 	}
+}
+
+// dials notes the address of a connection to a resolver, or forgets it.
+func (s *server) dials(from netip.AddrPort, open bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if open {
+		s.dialling[from] = true
+	} else {
+		delete(s.dialling, from)
+	}
+}
+
+// dialled says whether a client is this server itself: see comesBack.
+func (s *server) dialled(client netip.AddrPort) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dialling[client]
 }
 
 var errLength = errors.New("dns: a message is longer than is taken")

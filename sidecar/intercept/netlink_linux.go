@@ -29,32 +29,33 @@ const bufferSize = 8 << 20
 
 // openKernel opens a socket in the namespace netns, "" for the caller's own.
 func openKernel(protocol int, netns string) (*kernel, error) {
+	return inNetNS(netns, func() (*kernel, error) { return socket(protocol) })
+}
+
+// inNetNS runs f on a thread that is in the namespace: a socket, and a file below
+// /proc/sys/net or /proc/thread-self/net, belongs to the namespace of the thread that
+// opens it.
+func inNetNS[T any](netns string, f func() (T, error)) (v T, err error) {
 	if netns == "" {
-		return socket(protocol)
+		return f()
 	}
-	f, err := os.Open(netnsPath(netns))
+	ns, err := os.Open(netnsPath(netns))
 	if err != nil {
-		return nil, fmt.Errorf("intercept: network namespace %s: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
+		return v, fmt.Errorf("intercept: network namespace %s: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
 	}
-	defer f.Close()
-	type result struct {
-		k   *kernel
-		err error
-	}
-	done := make(chan result)
+	defer ns.Close()
+	done := make(chan struct{})
 	go func() {
-		// A socket belongs to the namespace of the thread that makes it. The thread
-		// ends with the goroutine, since it stays locked.
-		runtime.LockOSThread()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, setnsError(netns, err)}
+		defer close(done)
+		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
+		if e := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); e != nil {
+			err = setnsError(netns, e)
 			return
 		}
-		k, err := socket(protocol)
-		done <- result{k, err}
+		v, err = f()
 	}()
-	r := <-done
-	return r.k, r.err
+	<-done
+	return v, err
 }
 
 // netnsPath is the file of a namespace given by name or path.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -63,6 +64,9 @@ func (m *manager) Apply(ctx context.Context, c Config) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.answers(c); err != nil {
+		return err
+	}
 	s, err := m.open()
 	if err != nil {
 		return err
@@ -73,6 +77,31 @@ func (m *manager) Apply(ctx context.Context, c Config) error {
 	}
 	c.Provisional = 0 // what Hold makes again is for good
 	m.applied, m.groups = &c, groups
+	return nil
+}
+
+// answers says whether answers to connections in a client's name can come back. An
+// application on 127.0.0.1 answers from there to the client's address, for which
+// there is no route unless its socket has the packet mark of the sidecar's:
+// net.ipv4.tcp_fwmark_accept. It is asked for and not set, since it would have to be
+// set back.
+func (m *manager) answers(c Config) error {
+	if c.InboundPort == 0 || c.InboundMode != TProxy {
+		return nil
+	}
+	v, err := inNetNS(m.netns, func() (string, error) {
+		b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_fwmark_accept")
+		if errors.Is(err, fs.ErrNotExist) {
+			return "1", nil // no /proc: it cannot be known
+		}
+		return strings.TrimSpace(string(b)), err
+	})
+	if err != nil {
+		return fmt.Errorf("intercept: reading net.ipv4.tcp_fwmark_accept: %w", err)
+	}
+	if v == "0" {
+		return errors.New("intercept: inbound mode tproxy needs net.ipv4.tcp_fwmark_accept=1 in this network namespace, for the answers of applications on 127.0.0.1 to come back to the sidecar: set it (sysctl -w net.ipv4.tcp_fwmark_accept=1; in a compose file under sysctls), or use the inbound mode redirect")
+	}
 	return nil
 }
 

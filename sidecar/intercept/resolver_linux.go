@@ -7,12 +7,9 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // LocalResolvers are the users as whom the host's own resolvers run: those that
@@ -30,30 +27,7 @@ func LocalResolvers(netns string) ([]uint32, error) {
 	if len(addrs) == 0 {
 		return nil, nil
 	}
-	if netns == "" {
-		return listenersOf(addrs)
-	}
-	f, err := os.Open(netnsPath(netns))
-	if err != nil {
-		return nil, fmt.Errorf("intercept: network namespace %s: %w; name one of `ip netns list`, or a path such as /proc/1234/ns/net", netns, err)
-	}
-	defer f.Close()
-	type result struct {
-		uids []uint32
-		err  error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and not unlocked: the thread ends in that namespace
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, setnsError(netns, err)}
-			return
-		}
-		uids, err := listenersOf(addrs)
-		done <- result{uids, err}
-	}()
-	r := <-done
-	return r.uids, r.err
+	return inNetNS(netns, func() ([]uint32, error) { return listenersOf(addrs) })
 }
 
 // loopbackResolvers are resolv.conf(5)'s nameservers that are loopback addresses.

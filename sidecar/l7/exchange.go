@@ -331,7 +331,8 @@ func (s *exchange) receive() {
 	b := &requestBody{Body: s.req.Body, s: s, length: s.req.Head.ContentLength}
 	s.body = b
 	if c, ok := s.req.Body.(stream.Chunks); ok {
-		s.req.Body = &requestChunks{requestBody: b, chunks: c}
+		b.chunks = c
+		s.req.Body = (*requestChunks)(b)
 	} else {
 		s.req.Body = b
 	}
@@ -342,7 +343,8 @@ func (s *exchange) receive() {
 // pooled: whoever sends the request may hold it for longer than the exchange.
 type requestBody struct {
 	stream.Body
-	length int64 // as announced; -1: unknown
+	chunks stream.Chunks // Body, where it lends
+	length int64         // as announced; -1: unknown
 
 	mu      sync.Mutex
 	s       *exchange     // guarded by mu; nil: the exchange is over
@@ -395,15 +397,16 @@ func (b *requestBody) detach(more int64) (n int64, took time.Duration) {
 	return b.n + more, took
 }
 
-// requestChunks is a requestBody that lends its bytes.
-type requestChunks struct {
-	*requestBody
-	chunks stream.Chunks
-}
+// requestChunks is a requestBody that lends its bytes. It is the same object.
+type requestChunks requestBody
+
+var _ stream.Chunks = (*requestChunks)(nil)
+
+func (b *requestChunks) Read(p []byte) (int, error) { return (*requestBody)(b).Read(p) }
 
 func (b *requestChunks) Next() ([]byte, error) {
 	p, err := b.chunks.Next()
-	b.got(len(p), err != nil && isEOF(err))
+	(*requestBody)(b).got(len(p), err != nil && isEOF(err))
 	return p, err
 }
 

@@ -70,12 +70,15 @@ func removeStale(ctx context.Context, path string) {
 
 // Dial connects. ctx bounds only the connecting.
 func (n OS) Dial(ctx context.Context, network, address string) (Conn, error) {
+	return n.dial(ctx, net.Dialer{KeepAliveConfig: keepAlive}, network, address)
+}
+
+func (n OS) dial(ctx context.Context, d net.Dialer, network, address string) (Conn, error) {
 	if n.guard != nil {
 		if err := n.guard.dial(); err != nil {
 			return nil, err
 		}
 	}
-	d := net.Dialer{KeepAliveConfig: keepAlive}
 	c, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		if n.guard != nil {

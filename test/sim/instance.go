@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -27,6 +28,9 @@ type Spec struct {
 	Protocol  Protocol
 	Upstreams []Upstream
 	Meta      map[string]string
+	// Transparent captures what the machine's applications open to other machines
+	// and to virtual addresses, and makes the proxy a transparent one.
+	Transparent bool
 	// SelfRegister leaves the proxy's registration to the sidecar.
 	SelfRegister bool
 	// Checked registers the instance as critical and calls it passing when its
@@ -84,6 +88,11 @@ func (m *Mesh) Add(s Spec) *Instance {
 	if s.Protocol != "" {
 		i.App = m.app(i, s.Protocol)
 	}
+	if s.Transparent {
+		i.host.Redirect(func(dst netip.AddrPort) (netip.AddrPort, bool) {
+			return captureAddress, !dst.Addr().IsLoopback()
+		})
+	}
 	m.Catalogue.Define(i.node(), i.definition(), health(!s.Checked))
 	m.instances = append(m.instances, i)
 	i.StartSidecar()
@@ -138,9 +147,16 @@ func (i *Instance) definition() map[string]any {
 		}
 		ups = append(ups, up)
 	}
-	d["connect"] = map[string]any{"sidecar_service": map[string]any{"proxy": map[string]any{"upstreams": ups}}}
+	proxy := map[string]any{"upstreams": ups}
+	if i.spec.Transparent {
+		proxy["mode"] = "transparent"
+	}
+	d["connect"] = map[string]any{"sidecar_service": map[string]any{"proxy": proxy}}
 	return d
 }
+
+// captureAddress is where a machine's captured connections go.
+var captureAddress = netip.MustParseAddrPort("127.0.0.1:15001")
 
 // SetUpstreams changes the upstreams of the registration.
 func (i *Instance) SetUpstreams(ups ...Upstream) {

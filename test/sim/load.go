@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,13 +26,18 @@ import (
 // LoadConfig says what a [Load] sends.
 type LoadConfig struct {
 	Protocol Protocol
-	Port     int           // of the upstream, on loopback
+	Port     int           // of the upstream
+	Host     string        // its address; "": loopback
 	RPS      int           // requests a second at most; 0: 50
 	Workers  int           // requests at the same time at most; 0: 4
 	Timeout  time.Duration // of one request; 0: 10 s
 	// Calm sends small requests that are answered at once, instead of a mixture
 	// of methods, sizes and durations.
 	Calm bool
+}
+
+func (c LoadConfig) at() string {
+	return net.JoinHostPort(cmp.Or(c.Host, "127.0.0.1"), strconv.Itoa(c.Port))
 }
 
 // Load is an application that calls an upstream of its sidecar until it is
@@ -73,7 +79,7 @@ func (i *Instance) Load(c LoadConfig) *Load {
 	period := time.Duration(c.Workers) * time.Second / time.Duration(c.RPS)
 	var workers sync.WaitGroup
 	for w := range c.Workers {
-		draw := i.m.Fork(fmt.Sprintf("load/%s/%d/%d", i.ID, c.Port, w))
+		draw := i.m.Fork(fmt.Sprintf("load/%s/%s%d/%d", i.ID, c.Host, c.Port, w))
 		workers.Go(func() {
 			if !rest(ctx, time.Duration(w)*period/time.Duration(c.Workers)) {
 				return
@@ -137,19 +143,19 @@ func rest(ctx context.Context, d time.Duration) bool {
 // clients is what the workers of a load share.
 type clients struct {
 	host        *netio.Host
-	port        int
+	at          string // address and port
 	kept, fresh *http.Client
 	grpc        *grpc.ClientConn
 }
 
 func (l *Load) client() *clients {
-	c := &clients{host: l.from.host, port: l.cfg.Port}
+	c := &clients{host: l.from.host, at: l.cfg.at()}
 	switch l.cfg.Protocol {
 	case HTTP:
 		c.kept = &http.Client{Transport: &http.Transport{DialContext: dialer(c.host), MaxIdleConnsPerHost: l.cfg.Workers, DisableCompression: true}}
 		c.fresh = &http.Client{Transport: &http.Transport{DialContext: dialer(c.host), DisableKeepAlives: true, DisableCompression: true}}
 	case GRPC:
-		c.grpc = l.from.Channel(l.cfg.Port)
+		c.grpc = l.from.channel(c.at)
 	}
 	return c
 }
@@ -188,8 +194,8 @@ func (l *Load) one(c *clients, draw *rand.Rand) {
 	}
 	l.r.Failed++
 	if len(l.r.Failures) < 20 {
-		l.r.Failures = append(l.r.Failures, fmt.Sprintf("%s %s to port %d, began %s, failed after %s: %v", l.from.ID, l.cfg.Protocol,
-			l.cfg.Port, start.UTC().Format("15:04:05.000"), took, err))
+		l.r.Failures = append(l.r.Failures, fmt.Sprintf("%s %s to %s, began %s, failed after %s: %v", l.from.ID, l.cfg.Protocol,
+			l.cfg.at(), start.UTC().Format("15:04:05.000"), took, err))
 	}
 }
 
@@ -212,7 +218,7 @@ func (l *Load) http(ctx context.Context, c *clients, draw *rand.Rand) (string, e
 			query = fmt.Sprintf("?size=%d", want)
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://127.0.0.1:%d/%s", c.port, query), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, fmt.Sprintf("http://%s/%s", c.at, query), bytes.NewReader(body))
 	if err != nil {
 		return "", err
 	}
@@ -237,7 +243,7 @@ func (l *Load) http(ctx context.Context, c *clients, draw *rand.Rand) (string, e
 }
 
 func (l *Load) tcp(ctx context.Context, c *clients, draw *rand.Rand) (string, error) {
-	raw, err := c.host.Dial(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", c.port))
+	raw, err := c.host.Dial(ctx, "tcp", c.at)
 	if err != nil {
 		return "", err
 	}
@@ -269,7 +275,12 @@ type LineConn struct {
 
 // Line opens a connection to the upstream on a port.
 func (i *Instance) Line(port int) (*LineConn, error) {
-	c, err := i.host.Dial(i.m.ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	return i.LineTo(fmt.Sprintf("127.0.0.1:%d", port))
+}
+
+// LineTo opens a connection to any address.
+func (i *Instance) LineTo(address string) (*LineConn, error) {
+	c, err := i.host.Dial(i.m.ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -295,9 +306,14 @@ func (c *LineConn) Say(line string) (by string, err error) {
 // Get sends one GET on a connection of its own. err is nil for every answer,
 // whatever its status.
 func (i *Instance) Get(port int, path string) (status int, by, body string, err error) {
+	return i.GetFrom(fmt.Sprintf("127.0.0.1:%d", port), path)
+}
+
+// GetFrom is Get from any address.
+func (i *Instance) GetFrom(address, path string) (status int, by, body string, err error) {
 	ctx, cancel := context.WithTimeout(i.m.ctx, time.Minute)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
 		return 0, "", "", err
 	}
@@ -312,10 +328,14 @@ func (i *Instance) Get(port int, path string) (status int, by, body string, err 
 
 // Channel is a gRPC channel to the upstream on a port. The caller closes it.
 func (i *Instance) Channel(port int) *grpc.ClientConn {
+	return i.channel(fmt.Sprintf("127.0.0.1:%d", port))
+}
+
+func (i *Instance) channel(address string) *grpc.ClientConn {
 	i.m.T.Helper()
 	cc, err := grpc.NewClient("passthrough:///upstream", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return i.host.Dial(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			return i.host.Dial(ctx, "tcp", address)
 		}))
 	if err != nil {
 		i.m.T.Fatal(err)

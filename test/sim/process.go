@@ -68,7 +68,7 @@ func (p *process) Dial(ctx context.Context, network, address string) (netio.Conn
 	if p.killed() {
 		return nil, fmt.Errorf("sim: the process was killed: %w", syscall.ENETUNREACH)
 	}
-	c, err := p.host.Dial(ctx, network, address)
+	c, err := p.host.As(nil).Dial(ctx, network, address) // its own connections are never captured
 	if err != nil {
 		return nil, err
 	}

@@ -57,6 +57,12 @@ func TestRefusals(t *testing.T) {
 	if after := w.state(); after != before {
 		t.Errorf("after:\n%s\nbefore:\n%s", after, before)
 	}
+	enter(w.host, root, func() error { write("/proc/sys/net/ipv4/tcp_fwmark_accept", "0"); return nil })
+	for name, netns := range map[string]string{"the thread's": "", "by name": w.host} {
+		if err := apply(root, netns, with(func(c *intercept.Config) { c.InboundMode = intercept.TProxy })); err == nil || !strings.Contains(err.Error(), "sysctl -w net.ipv4.tcp_fwmark_accept=1") {
+			t.Errorf("answers find no way back, %s: %v", name, err)
+		}
+	}
 	w.in("ip", "link", "set", "lo", "down")
 	before = w.state()
 	if err := apply(root, "", w.config()); err == nil || !strings.Contains(err.Error(), "ip link set lo up") {

@@ -91,11 +91,10 @@ func newWorld(t *testing.T, f families) *world {
 		t.Skipf("this kernel has no nftables: %v: %s", err, out)
 	}
 	w.ip("-n", w.host, "link", "add", "v0", "type", "veth", "peer", "name", "v0", "netns", w.peer)
+	enter(w.host, root, func() error { write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1"); return nil }) // for TPROXY
 	for ns, addrs := range map[string][2]string{w.host: {host4, host6}, w.peer: {peer4, peer6}} {
 		if !f.v6 {
-			enter(ns, root, func() error {
-				return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0o644)
-			})
+			enter(ns, root, func() error { write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"); return nil })
 		}
 		w.ip("-n", ns, "link", "set", "lo", "up")
 		w.ip("-n", ns, "link", "set", "v0", "addrgenmode", "none") // or a link-local address comes when it likes
@@ -415,4 +414,16 @@ func spawn(t *testing.T, c child, with func(*exec.Cmd)) (out string, killed bool
 		t.Fatal(err)
 	}
 	return string(b), exit != nil && exit.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
+}
+
+// write sets a sysctl of the thread's namespace.
+func write(path, value string) {
+	fd, err := unix.Open(path, unix.O_WRONLY, 0)
+	if err != nil {
+		panic(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		panic(err)
+	}
 }
