@@ -320,6 +320,7 @@ func (b *batch) reset() {
 
 // learn adapts to the number of messages of a burst; the caller holds mu.
 func (b *burst) learn(n int) {
+	b.most = max(b.most, n)
 	switch {
 	case n >= burstFew:
 		b.misses = 0
