@@ -46,6 +46,7 @@ type burst struct {
 	spare  batch     // guarded by mu
 	free   []*reader // guarded by mu
 	misses uint8     // guarded by mu
+	most   int       // guarded by mu: messages of the largest burst
 	over   sync.Cond // with mu: somebody was read for
 }
 
