@@ -18,11 +18,16 @@ func demoCommand() *cobra.Command {
 	cfg := demo.Config{}
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run a whole mesh on loopback: no Consul, no Docker, no root",
+		Short: "Run a whole mesh on this machine: no Consul, no Docker, no root",
 		Long: `Runs a small shop (web → api → {orders, users v1 and v2, pricing over gRPC,
 ledger over TCP}) in which every call passes two sidecars with mTLS, through
-explicit upstream ports on loopback. Prints what is where and what to try.
+explicit upstream ports on loopback. It prints what is where and what to try.
 Ctrl-C ends everything and leaves nothing behind.
+
+With --netns, as root, each host is a network namespace: programs call each other
+by name, at whatever port they like, as users of their own, and the kernel hands
+their connections to the one sidecar of their host. The machine's own network is
+not touched.
 
 With --once the demo checks itself and ends; the last line on standard output is
 "demo: N passed, M failed", and the exit code is 0 or 1.`,

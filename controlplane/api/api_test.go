@@ -116,7 +116,7 @@ func TestExplain(t *testing.T) {
 		{strings.Replace(meshtest.Shop, "id: users-1,", "id: users-1, health: critical,", 1), "from=api&to=users", "no_endpoint", "none of the 2 instances of users is healthy"},
 		{transparent, "from=web&to=orders", "denied", "the intention of service-intentions/orders for source * denies"},
 		{transparent, "from=users&to=api", "denied", "no intention allows it, and the default is deny"},
-		{transparent, "from=users&to=api", "denied", `"chain": "virtual-address-not-callable"`},
+		{transparent, "from=users&to=api", "denied", `"chain": "virtual-address-not-callable|http"`},
 		{transparent, "from=api&to=users", "allowed", `"destination": "24`},
 		{transparent, "from=api&to=orders", "allowed", `"chain": "orders.default.dc1.internal.parrel.test"`},
 	} {

@@ -191,7 +191,7 @@ func (x *explanation) outbound() {
 	}
 	chain, ok := decide.CompileListener(l).Match(conn, tr)
 	switch {
-	case ok && chain.Name == generate.NotCallable:
+	case ok && generate.LeadsNowhere(chain.Name):
 		hop.Chain = chain.Name
 		x.end("denied", "%s", x.denial(""))
 	case ok:

@@ -58,8 +58,8 @@ func (a *analysis) transparent(w *mesh.Workload, name, where string) {
 		callable = slices.Delete(slices.Clone(callable), i, i+1)
 	}
 	if len(callable)+len(w.Upstreams) == 0 {
-		a.add(Finding{SeverityWarning, where, name, "", "the proxy is transparent, and no intention lets " + w.Service.Name + " call any service of the mesh",
-			"calls to virtual addresses are refused", "write a service-intentions entry for what it calls, with the source " + w.Service.Name})
+		a.add(Finding{SeverityInfo, where, name, "", "the proxy is transparent, and no intention lets " + w.Service.Name + " call any service of the mesh",
+			"calls to virtual addresses are refused", "none, where it calls nobody; else write a service-intentions entry for what it calls, with the source " + w.Service.Name})
 	}
 }
 

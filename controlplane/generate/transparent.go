@@ -104,12 +104,7 @@ func makeCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProx
 		}
 	}
 	l.Chains = append(l.Chains, directChains(m, direct)...)
-	l.Chains = append(l.Chains, resource.FilterChain{
-		Name:    NotCallable,
-		Match:   resource.ChainMatch{DestinationPrefixes: []netip.Prefix{vip.Range(), vip.Range6()}},
-		Network: []resource.NetworkFilter{{Name: networkRBAC, RBAC: &resource.RBAC{StatPrefix: "virtual_addresses", Rules: notCallable()}}},
-		TCP:     &resource.TCPProxy{StatPrefix: OriginalDestination, Cluster: OriginalDestination},
-	})
+	l.Chains = append(l.Chains, notCallableChains()...)
 	if !m.MeshDestinationsOnly(w.Service.Partition) {
 		l.Default = &resource.FilterChain{
 			Name: OriginalDestination,
@@ -117,6 +112,36 @@ func makeCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProx
 		}
 	}
 	return l
+}
+
+// notCallableChains end connections to virtual addresses that lead nowhere: a
+// request is answered with 403 and its reason, what is no request is reset.
+func notCallableChains() []resource.FilterChain {
+	match := resource.ChainMatch{DestinationPrefixes: []netip.Prefix{vip.Range(), vip.Range6()}}
+	closed := resource.FilterChain{
+		Name: NotCallable, Match: match,
+		Network: []resource.NetworkFilter{{Name: networkRBAC, RBAC: &resource.RBAC{StatPrefix: "virtual_addresses", Rules: notCallable()}}},
+		TCP:     &resource.TCPProxy{StatPrefix: OriginalDestination, Cluster: OriginalDestination},
+	}
+	answered := resource.FilterChain{Name: NotCallable + detectedSuffix, Match: match, HTTP: &resource.HTTPManager{
+		StatPrefix: "virtual_addresses",
+		Filters: []resource.HTTPFilter{
+			{Name: httpRBAC, RBAC: &resource.RBAC{StatPrefix: "virtual_addresses", Rules: notCallable()}},
+			{Name: httpRouter, Router: &resource.Router{}},
+		},
+		Route: &resource.RouteConfig{Name: NotCallable, VirtualHosts: []resource.VirtualHost{{
+			Name: NotCallable, Domains: []string{"*"},
+			Routes: []resource.Route{{Match: resource.RouteMatch{PathKind: resource.PathPrefix, Path: "/"}, Direct: &resource.DirectResponse{Status: 403}}},
+		}}},
+	}}
+	answered.Match.ApplicationProtocols = plaintextHTTP()
+	return []resource.FilterChain{closed, answered}
+}
+
+// LeadsNowhere says that a chain is one of those that end connections to virtual
+// addresses which are nobody's whom the workload may call.
+func LeadsNowhere(chain string) bool {
+	return chain == NotCallable || chain == NotCallable+detectedSuffix
 }
 
 // notCallable denies everybody, and has a name for it.

@@ -1,13 +1,14 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 )
@@ -121,7 +122,9 @@ func (c *consulCatalogue) publish(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	sort.Slice(files, func(i, j int) bool { return isEntry(files[i]) && !isEntry(files[j]) }) // protocols before services
+	// What the mesh allows comes before what a service asks for, and that before
+	// the service.
+	slices.SortStableFunc(files, func(a, b string) int { return cmp.Compare(turn(a), turn(b)) })
 	for _, f := range files {
 		if err := c.register(ctx, f); err != nil {
 			return err
@@ -130,9 +133,21 @@ func (c *consulCatalogue) publish(ctx context.Context) error {
 	return nil
 }
 
+func turn(file string) int {
+	switch {
+	case filepath.Base(file) == meshEntry:
+		return 0
+	case isEntry(file):
+		return 1
+	}
+	return 2
+}
+
+const meshEntry = "mesh.hcl"
+
 func isEntry(file string) bool {
 	base := filepath.Base(file)
-	return strings.HasPrefix(base, "intentions-") || strings.HasPrefix(base, "service-defaults-") || base == "mesh.hcl"
+	return strings.HasPrefix(base, "intentions-") || strings.HasPrefix(base, "service-defaults-") || base == meshEntry
 }
 
 func (c *consulCatalogue) put(ctx context.Context, file, text string) error {

@@ -181,7 +181,7 @@ func (w *world) startSidecar(h *host) error {
 }
 
 func (w *world) startApp(i *instance) error {
-	args := []string{"shop", "--role", i.role, "--instance", i.id, "--version", i.version, "--listen", i.addr()}
+	args := []string{"shop", "--role", i.role, "--instance", i.id, "--version", i.version, "--listen", i.listen()}
 	for _, name := range calls[i.role] {
 		args = append(args, "--upstream", name+"="+i.upstream(name))
 	}

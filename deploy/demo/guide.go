@@ -42,24 +42,46 @@ func (w *world) guide() {
 		n++
 		fmt.Fprintf(out, "\n%2d. %s\n      %s\n", n, what, command)
 	}
+	// There is what a command begins with that is run on a host, as a user of it.
+	there := func(h *host, uid int) string {
+		switch {
+		case h == nil && l.center == nil || h != nil && h.space == nil:
+			return ""
+		case h == nil:
+			return "nsenter --net=" + l.center.path() + " "
+		case uid == 0:
+			return "nsenter --net=" + h.space.path() + " "
+		}
+		return fmt.Sprintf("nsenter --net=%s setpriv --reuid=%d --clear-groups ", h.space.path(), uid)
+	}
+	center, asAPI := there(nil, 0), there(l.hostOf("api-1"), api.uid)
+	outside := ""
+	if l.visitor != nil {
+		outside = "nsenter --net=" + l.visitor.path() + " "
+	}
 	shopURL := "http://" + web.addr() + "/"
 	fmt.Fprintf(out, "\nTo try, in another terminal:\n")
-	try("Ask the shop. Each answer names the caller that its sidecar proved.", "curl -s "+shopURL)
-	try("Who answers for users? Both versions do.", fmt.Sprintf("for i in 1 2 3 4 5 6; do curl -s http://127.0.0.1:%d/ | grep instance; done", api.upstreams["users"]))
+	try("Ask the shop. Each answer names the caller that its sidecar proved.", outside+"curl -s "+shopURL)
+	try("Who answers for users? Both versions do.", fmt.Sprintf("for i in 1 2 3 4 5 6; do %scurl -s http://%s/ | grep instance; done", asAPI, api.upstream("users")))
 	try("Kill an instance of users; step 2 then shows one version, and no error.", fmt.Sprintf("kill %d", users2))
 	try("Add an instance of users, with its sidecar; step 2 shows it.", fmt.Sprintf("%s demo add --dir %s users", self, l.dir))
 	if w.cfg.Consul {
-		try("Forbid web to call api: step 1 fails at once, with the reason.", fmt.Sprintf("sed 's/allow/deny/' %s/%s > %s/deny.hcl && CONSUL_HTTP_ADDR=127.0.0.1:%d %s config write %s/deny.hcl",
-			l.catalog(), intentionFile("api"), l.dir, l.consulHTTP, w.cfg.ConsulBinary, l.dir))
+		try("Forbid web to call api: step 1 fails at once, with the reason.", fmt.Sprintf("sed 's/allow/deny/' %s/%s > %s/deny.hcl && CONSUL_HTTP_ADDR=127.0.0.1:%d %s%s config write %s/deny.hcl",
+			l.catalog(), intentionFile("api"), l.dir, l.consulHTTP, center, w.cfg.ConsulBinary, l.dir))
 	} else {
 		try("Edit a definition: forbid web to call api; step 1 fails at once, with the reason.", fmt.Sprintf("sed -i 's/allow/deny/' %s/%s", l.catalog(), intentionFile("api")))
 	}
-	try("Ask why.", fmt.Sprintf("%s explain --api %s --from web --to api GET /", self, l.apiURL()))
-	try("See which configuration each sidecar has acknowledged.", fmt.Sprintf("%s status --api %s", self, l.apiURL()))
-	try("Read a sidecar's clusters.", fmt.Sprintf("%s config clusters --api %s api-1-sidecar-proxy", self, l.apiURL()))
-	try("What of the catalogue does parrel not honour?", fmt.Sprintf("%s analyze --api %s", self, l.apiURL()))
-	try("Metrics of a sidecar, in Istio's names.", fmt.Sprintf("curl -s %s/stats/prometheus | grep istio_requests_total", l.hosts[0].adminURL()))
-	try("Speak plaintext to a sidecar: it refuses, and its log says so.", fmt.Sprintf("curl -s http://%s/; tail -n 3 %s", l.find("users-1").proxyAddr(), l.logFile("sidecar-east")))
+	try("Ask why.", fmt.Sprintf("%s%s explain --api %s --from web --to api GET /", center, self, l.apiURL()))
+	try("See which configuration each sidecar has acknowledged.", fmt.Sprintf("%s%s status --api %s", center, self, l.apiURL()))
+	try("Read a sidecar's clusters.", fmt.Sprintf("%s%s config clusters --api %s api-1-sidecar-proxy", center, self, l.apiURL()))
+	try("What of the catalogue does parrel not honour?", fmt.Sprintf("%s%s analyze --api %s", center, self, l.apiURL()))
+	try("Metrics of a sidecar, in Istio's names.", fmt.Sprintf("%scurl -s %s/stats/prometheus | grep istio_requests_total", there(l.hosts[0], 0), l.hosts[0].adminURL()))
+	try("Speak plaintext to a sidecar: it refuses, and its log says so.", fmt.Sprintf("%scurl -s http://%s/; tail -n 3 %s", outside, l.find("users-1").proxyAddr(), l.logFile("sidecar-east")))
+	if l.center != nil {
+		west := l.hostOf("api-1")
+		try("See what is captured on a host.", there(west, 0)+self+" redirect show")
+		try("Call as a user who is none of the services: there is no way in.", fmt.Sprintf("%scurl -sS http://%s/", there(west, stranger), api.upstream("users")))
+	}
 	fmt.Fprintf(out, "\nCtrl-C ends everything and leaves nothing behind.\n")
 }
 

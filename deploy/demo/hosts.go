@@ -74,7 +74,7 @@ func (l *layout) placed(h *host, id, role, version string) *instance {
 // shop's door.
 func openWeb() map[string]string {
 	return map[string]string{
-		"mesh.hcl": "Kind = \"mesh\"\nAllowEnablingPermissiveMutualTLS = true\n",
+		meshEntry: "Kind = \"mesh\"\nAllowEnablingPermissiveMutualTLS = true\n",
 		"service-defaults-web.hcl": fmt.Sprintf("Kind          = \"service-defaults\"\nName          = \"web\"\nProtocol      = %q\nMutualTLSMode = \"permissive\"\n",
 			protocols["web"]),
 	}

@@ -24,6 +24,15 @@ type instance struct {
 func (i *instance) addr() string      { return fmt.Sprintf("%s:%d", i.ip, i.port) }
 func (i *instance) proxyAddr() string { return fmt.Sprintf("%s:%d", i.ip, i.proxyPort) }
 
+// listen is where the program listens: on every address of a host that is its
+// own, since its sidecar calls it on loopback and checks come from elsewhere.
+func (i *instance) listen() string {
+	if i.uid != 0 {
+		return fmt.Sprintf("0.0.0.0:%d", i.port)
+	}
+	return i.addr()
+}
+
 // upstream is the address under which the instance's program reaches a service.
 func (i *instance) upstream(name string) string {
 	if port, ok := i.upstreams[name]; ok {

@@ -37,8 +37,8 @@ type Opening interface {
 // neither stands between an upstream that speaks and its client:
 const (
 	// undecidedFor is how long a client may leave the beginning of a request
-	// line as it is, or a client of an upstream that cannot be reached may stay
-	// silent, before the bytes are passed on as they are.
+	// line as it is, or a client of an upstream that cannot be reached, or must
+	// not be, may stay silent, before the connection is taken for opaque bytes.
 	undecidedFor = 100 * time.Millisecond
 	// silentFor is how long a client may stay silent before the upstream is
 	// called where HTTP was spoken the last time: clients of HTTP speak at once,
@@ -81,14 +81,16 @@ type detection struct {
 func (t *tracked) detect(a *active) (netio.Conn, error) {
 	d := &detection{t: t, a: a}
 	seen := t.seen()
+	wait := t.so.set.Limits.Sniff
 	if ch, ok := a.chain(seen); ok && ch.Resource.TLS == nil {
 		facts := t.facts(t.start)
 		if allowed, _ := authorise(ch.Authorise, &facts); allowed {
 			d.silent = ch
 			d.opener, _ = ch.Handler.(Opener)
+		} else {
+			wait = undecidedFor // nobody is there to be waited for
 		}
 	}
-	wait := t.so.set.Limits.Sniff
 	switch {
 	case d.opener == nil: // the client has to speak
 	case t.so.learned.clientFirst(seen.Destination):

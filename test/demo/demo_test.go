@@ -107,6 +107,33 @@ func TestOnceOnConsul(t *testing.T) {
 	}
 }
 
+// needsRoot skips, and says so, where no network namespace can be made.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED HERE: demo --netns makes network namespaces, which only root may; run the tests as root")
+	}
+}
+
+// TestOnceInNamespaces: hosts are network namespaces and connections are captured.
+func TestOnceInNamespaces(t *testing.T) {
+	needsRoot(t)
+	if n := once(t, 50*time.Second, "--netns"); n < 30 {
+		t.Errorf("%d checks passed, 30 at least", n)
+	}
+}
+
+func TestOnceInNamespacesOnConsul(t *testing.T) {
+	needsRoot(t)
+	consul, err := filepath.Abs(filepath.Join("..", "..", "bin", "consul"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := once(t, 90*time.Second, "--netns", "--consul", "--consul-binary", consul); n < 30 {
+		t.Errorf("%d checks passed, 30 at least", n)
+	}
+}
+
 // TestInterrupted starts the demo, does what its guide says, and ends it as
 // Ctrl-C would.
 func TestInterrupted(t *testing.T) {
