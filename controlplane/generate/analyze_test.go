@@ -80,7 +80,7 @@ entries:
 - {kind: service-intentions, name: web, sources: [{name: web, action: allow}]}
 `))
 	found := Analyze(not)
-	if len(found) != 2 || found[1].Field != "MutualTLSMode" || !strings.Contains(found[1].Remedy, "AllowEnablingPermissiveMutualTLS") {
+	if len(found) != 2 || found[0].Field != "MutualTLSMode" || !strings.Contains(found[0].Remedy, "AllowEnablingPermissiveMutualTLS") {
 		t.Errorf("permissive without the mesh's leave: %+v", found)
 	}
 }
