@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 PGO ?= cmd/parrel/parrel.pgo
 PKGS ?= ./...
 
-.PHONY: help build consul images interop demo demo-compose test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench bench-profile pgo gen gen-check presubmit clean
+.PHONY: help build consul images interop demo demo-compose test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench-intercept bench bench-profile pgo gen gen-check presubmit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
@@ -95,6 +95,9 @@ bench-propagation: build consul ## registration to endpoint in use; bytes of one
 
 bench-footprint: build ## memory and start of an idle sidecar
 	$(GO) run ./test/bench/footprint
+
+bench-intercept: ## what redirection costs: connections, round trips and bytes; needs root
+	$(GO) run ./test/bench/intercept
 
 # SERIES, ROUNDS, SECS, ONLY, PATIENCE and PRIORITY=1 narrow it: make bench SERIES=h1,h2 ROUNDS=5 SECS=5
 COMPARE = $(GO) run ./test/bench/compare $(if $(SERIES),-series $(SERIES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(SECS),-secs $(SECS)) $(if $(ONLY),-only $(ONLY)) $(if $(PATIENCE),-patience $(PATIENCE)) $(if $(PRIORITY),-priority)

@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -123,6 +124,11 @@ func serviceDefaults(r record, c *canonicaliser) (*ServiceDefaults, error) {
 			return nil, c.fail(name, "is negative", "write 0 or more")
 		}
 	}
+	if r.has("Destination") {
+		if d.Destination, err = destination(r.rec("Destination"), c); err != nil {
+			return nil, err
+		}
+	}
 	up := r.rec("UpstreamConfig")
 	if up.has("Defaults") {
 		d.UpstreamDefaults = upstreamConfig(up.rec("Defaults"))
@@ -162,6 +168,36 @@ func proxyMode(r record, c *canonicaliser) (mode string, t TransparentProxy, mut
 		err = c.fail("MutualTLSMode", strconv.Quote(mutualTLS)+" is no mode", `write "strict", "permissive", or leave it out`)
 	}
 	return mode, t, mutualTLS, err
+}
+
+func destination(r record, c *canonicaliser) (*Destination, error) {
+	d := &Destination{Port: r.num("Port")}
+	switch {
+	case c.keep:
+	case d.Port < 1 || d.Port > 65535:
+		return nil, c.fail("Destination.Port", strconv.Itoa(d.Port)+" is no port", "write a number from 1 to 65535")
+	case len(r.strs("Addresses")) == 0:
+		return nil, c.fail("Destination.Addresses", "there is none", "write IP addresses or names of hosts")
+	}
+	for i, a := range r.strs("Addresses") {
+		if !isHost(a) && !c.keep {
+			return nil, c.fail("Destination.Addresses["+strconv.Itoa(i)+"]", strconv.Quote(a)+" is neither an IP address nor the name of a host", `write "10.0.0.1" or "db.example.com"`)
+		}
+		d.Addresses = append(d.Addresses, strings.ToLower(a))
+	}
+	return d, nil
+}
+
+func isHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return len(s) <= 253
 }
 
 func transparentProxy(r record, at string, c *canonicaliser) (TransparentProxy, error) {

@@ -16,6 +16,14 @@ type ServiceDefaults struct {
 	TransparentProxy          TransparentProxy
 	MutualTLSMode             string // "", "strict", "permissive"
 	ExternalSNI               string
+	Destination               *Destination // nil: the entry is of a service of the mesh
+}
+
+// Destination is something outside of the mesh, which transparent proxies may
+// reach.
+type Destination struct {
+	Addresses []string // IP addresses and names of hosts; lower case
+	Port      int
 }
 
 // UpstreamConfig is UpstreamConfig.Defaults and .Overrides of service-defaults.

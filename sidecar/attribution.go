@@ -155,7 +155,7 @@ func (w *workload) redirect(p *intercept.Plan) {
 	if snap == nil || parts == nil {
 		return
 	}
-	x := intercept.PlanProxy{ProxyID: parts.place.Proxy, Service: parts.place.Service, Ready: len(w.missing()) == 0}
+	x := intercept.PlanProxy{ProxyID: parts.place.Proxy, Service: parts.place.Service, Ready: len(w.missingOutbound()) == 0} // inbound listeners may wait for the application, which waits for this
 	w.captures.mu.Lock()
 	own := w.captures.ports[w.cfg.name()].Port
 	x.ServicePorts = slices.Clone(w.captures.claims[w.cfg.name()].ports)

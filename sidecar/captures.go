@@ -132,6 +132,13 @@ func (c *captures) forget(name string) {
 	c.shareLocked()
 }
 
+// captured says whether a workload's configuration captures.
+func (c *captures) captured(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.present[name]) > 0
+}
+
 // refresh takes in what changed of the services.
 func (c *captures) refresh() {
 	c.mu.Lock()

@@ -154,13 +154,15 @@ func (s *Sidecar) depart(ctx context.Context) {
 	soft, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.hasten, func() { cancel(errHastened) })()
-	limit, end := s.endInbound(soft)
+	s.callersLeave(soft)
+	limit, end := context.WithTimeout(soft, s.cfg.Drain)
 	defer end()
+	s.drain(limit, resource.Inbound)
 	if s.deps.BeforeOutbound != nil {
 		s.deps.BeforeOutbound(ctx)
-		var more context.CancelFunc
-		limit, more = context.WithTimeout(soft, s.cfg.Drain)
-		defer more()
+		anew, end := context.WithTimeout(soft, s.cfg.Drain)
+		defer end()
+		limit = anew
 	}
 	s.redirector.end()
 	s.drain(limit)
@@ -168,16 +170,12 @@ func (s *Sidecar) depart(ctx context.Context) {
 
 var errHastened = errors.New("the end was hastened")
 
-// endInbound lets callers leave and ends what they began. The limit that it
-// returns bounds all traffic's end, from now on.
-func (s *Sidecar) endInbound(ctx context.Context) (limit context.Context, end context.CancelFunc) {
+// callersLeave tells the catalogue, and gives callers the time to hear of it.
+func (s *Sidecar) callersLeave(ctx context.Context) {
 	s.tell()
 	if s.cfg.Leave > 0 && s.open() > 0 && !s.alone.Load() {
 		sleep(ctx, s.cfg.Leave)
 	}
-	limit, end = context.WithTimeout(ctx, s.cfg.Drain)
-	s.drain(limit, resource.Inbound)
-	return limit, end
 }
 
 // drainRequest is one of the admin API's.
@@ -207,8 +205,10 @@ func (s *Sidecar) drainWhenAsked(ctx context.Context) error {
 			s.draining.Store(true)
 			wg.Go(func() {
 				defer close(r.over)
-				limit, end := s.endInbound(ctx)
+				s.callersLeave(ctx)
+				limit, end := context.WithTimeout(ctx, s.cfg.Drain)
 				defer end()
+				s.drain(limit, resource.Inbound)
 				if !r.inbound {
 					s.drain(limit)
 				}

@@ -45,7 +45,8 @@ type redirector struct {
 
 	cgroups func(intercept.Config) (map[string]uint64, error) // intercept.Cgroups
 
-	lacks atomic.Pointer[string] // what is missing, for readiness
+	lacks atomic.Pointer[string]          // what is missing, for readiness
+	seen  atomic.Pointer[map[string]bool] // proxies that the rules in force were made with
 
 	mu      sync.Mutex        // serialises changes of the rules
 	applied *intercept.Config // guarded by mu: what this life made; nil: nothing
@@ -56,6 +57,7 @@ type redirector struct {
 func newRedirector(s *Sidecar, r *Redirect) *redirector {
 	x := &redirector{s: s, m: r.Manager, base: r.Base, cgroups: intercept.Cgroups, once: map[string]bool{}, stood: map[string]intercept.Workload{}}
 	x.lack("redirection is not in force yet")
+	x.seen.Store(&map[string]bool{})
 	return x
 }
 
@@ -67,7 +69,16 @@ func (r *redirector) missing() string {
 	if r == nil {
 		return ""
 	}
-	return *r.lacks.Load()
+	if why := *r.lacks.Load(); why != "" {
+		return why
+	}
+	seen := *r.seen.Load()
+	for _, w := range r.s.all() {
+		if r.s.captures.captured(w.cfg.name()) && !seen[w.id()] {
+			return "redirection is not in force yet for " + w.id()
+		}
+	}
+	return ""
 }
 
 // run makes rules until ctx ends. It fails where there can be none.
@@ -122,9 +133,21 @@ func (r *redirector) step(ctx context.Context) error {
 		return nil
 	}
 	want, groups, err := r.want()
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	seen := maps.Clone(r.once)
+	maps.DeleteFunc(seen, func(_ string, ready bool) bool { return !ready })
+	if err := r.put(ctx, want, groups); err != nil {
+		return err
+	}
+	r.seen.Store(&seen)
+	return nil
+}
+
+// put makes the rules what is wanted, if they are not; the caller holds mu.
+func (r *redirector) put(ctx context.Context, want *intercept.Config, groups map[string]uint64) error {
+	switch {
 	case want == nil && r.applied == nil, want != nil && r.applied != nil && reflect.DeepEqual(*want, *r.applied) && maps.Equal(groups, r.groups):
 		return nil
 	case want == nil:

@@ -152,6 +152,9 @@ func (s *Sidecar) untilEnd(ctx context.Context, g *group) {
 	}
 }
 
+// Connections is how many connections of the workloads' listeners are open.
+func (s *Sidecar) Connections() int { return s.open() }
+
 // open is the number of connections in all workloads.
 func (s *Sidecar) open() (n int) {
 	for _, w := range s.all() {

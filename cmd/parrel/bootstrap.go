@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,14 +29,14 @@ type bootstrapFlags struct{ path, text, mode string }
 func (b *bootstrapFlags) bind(fs *pflag.FlagSet) {
 	fs.StringVarP(&b.path, "config-path", "c", "", "static configuration: an Envoy v3 bootstrap, YAML or JSON (\"-\": standard input)")
 	fs.StringVar(&b.text, "config-yaml", "", "the same, given in place of a file")
-	fs.StringVar(&b.mode, "mode", "serve", "with a static configuration: serve, or validate, which checks it and ends")
 }
 
-func (b *bootstrapFlags) given() bool { return b.path != "" || b.text != "" || b.mode != "serve" }
+func (b *bootstrapFlags) given() bool { return b.path != "" || b.text != "" }
 
 // withBootstrap are the flags that mean something beside -c.
 var withBootstrap = []string{"config-path", "config-yaml", "mode", "admin-bind", "ready-bind", "admin-access-log-path", "drain-time", "log-level", "log-json",
-	"memory-limit", "max-connections", "max-connections-per-listener", "max-connections-per-source"}
+	"memory-limit", "max-connections", "max-connections-per-listener", "max-connections-per-source", "wait-for-app",
+	"wait", "start-timeout", "user", "stop-order", "stop-signals", "app-signal", "kill-after", "on-sidecar-exit", "hold-inbound"}
 
 // read gives the configuration's name for messages, and its text.
 func (b *bootstrapFlags) read(cmd *cobra.Command) (string, []byte, error) {
@@ -69,22 +68,19 @@ func (b *bootstrapFlags) read(cmd *cobra.Command) (string, []byte, error) {
 	return b.path, text, nil
 }
 
-// runBootstrap runs a sidecar by a static configuration.
-func (f *sidecarFlags) runBootstrap(ctx context.Context, cmd *cobra.Command, log *slog.Logger, level *slog.LevelVar) error {
-	if f.cfg.Drain < 0 {
-		return fmt.Errorf("sidecar: --drain-time %s is below zero: give 0s or more", f.cfg.Drain)
-	}
+// readBootstrap reads and checks a static configuration; bad is what of it
+// cannot be read as a set of resources.
+func (f *sidecarFlags) readBootstrap(cmd *cobra.Command, log *slog.Logger, level *slog.LevelVar) (name string, b *bootstrap.Bootstrap, source *static.Source, p *parts, err error) {
 	name, text, err := f.bootstrap.read(cmd)
 	if err != nil {
-		return err
+		return "", nil, nil, nil, err
 	}
-	b, err := bootstrap.Parse(name, text)
-	if err != nil {
-		return err
+	if b, err = bootstrap.Parse(name, text); err != nil {
+		return "", nil, nil, nil, err
 	}
 	f.static(cmd, b)
 	if f.cfg.Limits, err = f.limits.config(); err != nil {
-		return err
+		return "", nil, nil, nil, err
 	}
 	if n := b.Overload.HeapBytes; n > 0 && !cmd.Flags().Changed("memory-limit") {
 		f.cfg.Limits.Memory = n
@@ -93,34 +89,43 @@ func (f *sidecarFlags) runBootstrap(ctx context.Context, cmd *cobra.Command, log
 		f.cfg.Limits.Connections = n
 	}
 	c := static.Config{Listeners: b.Listeners, Clusters: b.Clusters, Secrets: b.Secrets, Log: log}
-	source, err := static.New(c)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	if source, err = static.New(c); err != nil {
+		return "", nil, nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
-	deps := sidecar.Deps{Net: netio.OS{}, Log: log, Level: level, MemoryLimit: collectBelow,
+	p = &parts{cfg: f.cfg, close: func() {}, deps: sidecar.Deps{Net: netio.OS{}, Log: log, Level: level, MemoryLimit: collectBelow,
 		Source: func(_ sidecar.Workload, h client.Handler) (sidecar.Source, error) {
 			c.Handler = h
 			return static.New(c)
-		}}
-	if f.bootstrap.mode == "validate" {
-		for _, w := range b.Warnings {
-			fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w.String())
-		}
-		if errs := sidecar.CheckStatic(f.cfg, deps, source.Resources()); len(errs) > 0 {
-			return fmt.Errorf("%s: %w", name, errors.Join(errs...))
-		}
-		fmt.Fprintf(cmd.OutOrStdout(), "configuration %s OK\n", name)
-		return nil
+		}}}
+	return name, b, source, p, nil
+}
+
+// validateBootstrap is --mode validate.
+func (f *sidecarFlags) validateBootstrap(cmd *cobra.Command, log *slog.Logger, level *slog.LevelVar) error {
+	name, b, source, p, err := f.readBootstrap(cmd, log, level)
+	if err != nil {
+		return err
+	}
+	for _, w := range b.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w.String())
+	}
+	if errs := sidecar.CheckStatic(p.cfg, p.deps, source.Resources()); len(errs) > 0 {
+		return fmt.Errorf("%s: %w", name, errors.Join(errs...))
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "configuration %s OK\n", name)
+	return nil
+}
+
+// bootstrapParts is what a sidecar with a static configuration is made of.
+func (f *sidecarFlags) bootstrapParts(cmd *cobra.Command, log *slog.Logger, level *slog.LevelVar) (*parts, error) {
+	_, b, _, p, err := f.readBootstrap(cmd, log, level)
+	if err != nil {
+		return nil, err
 	}
 	for _, w := range b.Warnings {
 		log.Warn("configuration", "place", fmt.Sprintf("%s:%d:%d", w.File, w.Line, w.Column), "path", w.Path, "reason", w.Reason)
 	}
-	settle(ctx)
-	s, err := sidecar.New(f.cfg, deps)
-	if err != nil {
-		return err
-	}
-	return s.Run(ctx)
+	return p, nil
 }
 
 // static fills the process's configuration from the file; a flag that was given

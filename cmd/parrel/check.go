@@ -78,25 +78,31 @@ type readyProbe struct {
 // errNotReady is a sidecar that answered, and is not ready.
 var errNotReady = errors.New("the sidecar is not ready")
 
-// newReadyProbe reads an address as --admin-bind and --ready-bind take it. An
-// address that means all of the host's is asked on loopback.
 func newReadyProbe(address string) (*readyProbe, error) {
-	p := &readyProbe{address: address}
+	client, base, err := adminClient("check ready", address)
+	if err != nil {
+		return nil, err
+	}
+	return &readyProbe{address: address, url: base + "/ready", client: client}, nil
+}
+
+// adminClient reads an address as --admin-bind and --ready-bind take it, for a
+// command. An address that means all of the host's is asked on loopback.
+func adminClient(command, address string) (client *http.Client, base string, err error) {
 	t := &http.Transport{DisableKeepAlives: true}
-	p.client = &http.Client{Transport: t}
+	client = &http.Client{Transport: t}
 	path, isUnix := strings.CutPrefix(address, "unix:")
 	if isUnix || strings.HasPrefix(address, "/") {
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		}
-		p.url = "http://localhost/ready"
-		return p, nil
+		return client, "http://localhost", nil
 	}
 	hostport := strings.TrimSuffix(strings.TrimPrefix(address, "http://"), "/")
 	host, port, err := net.SplitHostPort(hostport)
 	if err != nil || port == "" {
-		return nil, fmt.Errorf("check ready: --admin %q is no address: write HOST:PORT, as in 127.0.0.1:15000, or unix:PATH", address)
+		return nil, "", fmt.Errorf("%s: --admin %q is no address: write HOST:PORT, as in 127.0.0.1:15000, or unix:PATH", command, address)
 	}
 	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
@@ -104,8 +110,7 @@ func newReadyProbe(address string) (*readyProbe, error) {
 			host = "::1"
 		}
 	}
-	p.url = "http://" + net.JoinHostPort(host, port) + "/ready"
-	return p, nil
+	return client, "http://" + net.JoinHostPort(host, port), nil
 }
 
 // ask asks once and gives what the sidecar said.

@@ -78,6 +78,7 @@ others, which docs/inject.md lists.`,
 	f.StringArrayVar(&o.Env, "env", nil, "KEY=VALUE in the environment of every sidecar, such as CONSUL_HTTP_TOKEN='${CONSUL_HTTP_TOKEN}'; repeat for several")
 	f.StringArrayVar(&o.After, "after", nil, "SERVICE or SERVICE:CONDITION of the file that every sidecar waits for; repeat for several")
 	f.DurationVar(&o.HealthEvery, "health-interval", 0, "how often the engine asks a sidecar whether it is ready (default "+inject.DefaultHealthEvery.Round(time.Second).String()+")")
+	cmd.AddCommand(injectSystemdCommand())
 	return cmd
 }
 

@@ -133,3 +133,73 @@ func parseCommand(t *testing.T, what string, args []string) map[string]string {
 	}
 	return out
 }
+
+// TestInjectSystemd writes units below a folder, parses every command line in
+// them, and takes them away again without touching what is not its own.
+func TestInjectSystemd(t *testing.T) {
+	root := t.TempDir()
+	printed, _, err := parrel(t, "inject", "systemd", "web", "--service-port", "8080")
+	if err != nil || !strings.Contains(printed, "# /etc/systemd/system/web.service.d/50-parrel.conf\n") {
+		t.Fatalf("%v\n%s", err, printed)
+	}
+	lines := 0
+	explicit, _, err := parrel(t, "inject", "systemd", "web", "--mode", "explicit")
+	if err != nil || strings.Contains(explicit, "redirect apply") {
+		t.Fatalf("%v\n%s", err, explicit)
+	}
+	for line := range strings.Lines(printed + explicit) {
+		_, command, ok := strings.Cut(strings.TrimSpace(line), "="+strings.Repeat("+", strings.Count(line, "=+"))+"/usr/local/bin/parrel ")
+		if !ok || !strings.HasPrefix(line, "Exec") {
+			continue
+		}
+		lines++
+		cmd, args, err := newRoot().Find(strings.Fields(strings.NewReplacer("%I", "web", "%i", "web", "%n", "web.service", "%S", "/var/lib", "%t", "/run", "$PARREL_SIDECAR_FLAGS", "--transparent --ready-bind 127.0.0.1:15021").Replace(command)))
+		if err != nil || !cmd.HasParent() {
+			t.Errorf("%s: no such command: %v", command, err)
+		} else if err := cmd.ParseFlags(args); err != nil || cmd.Flags().NArg() > 0 {
+			t.Errorf("%s: %v %q", command, err, cmd.Flags().Args())
+		}
+	}
+	if lines != 4 {
+		t.Errorf("%d command lines were found in the units, want 4:\n%s", lines, printed)
+	}
+
+	for range 2 { // the second time it writes over its own
+		if _, _, err := parrel(t, "inject", "systemd", "web", "--root", root); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := parrel(t, "inject", "systemd", "api", "--root", root); err != nil {
+		t.Fatal(err)
+	}
+	template := filepath.Join(root, "etc/systemd/system/parrel-sidecar@.service")
+	mine := filepath.Join(root, "etc/systemd/system/web.service.d/10-mine.conf")
+	if err := os.WriteFile(mine, []byte("[Service]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := parrel(t, "inject", "systemd", "web", "--root", root, "--uninject"); err != nil {
+		t.Fatal(err)
+	}
+	for _, stays := range []string{template, mine} {
+		if _, err := os.Stat(stays); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, err := parrel(t, "inject", "systemd", "api", "--root", root, "--uninject"); err != nil {
+		t.Fatal(err)
+	}
+	for _, goes := range []string{template, filepath.Join(root, "etc/systemd/system/api.service.d"), filepath.Join(root, "etc/sysusers.d/parrel.conf")} {
+		if _, err := os.Stat(goes); err == nil {
+			t.Errorf("%s is still there", goes)
+		}
+	}
+	if err := os.WriteFile(template, []byte("[Unit]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := parrel(t, "inject", "systemd", "web", "--root", root); err == nil || !strings.Contains(err.Error(), "is there and not made by inject") {
+		t.Errorf("a unit of somebody else: %v", err)
+	}
+	if _, _, err := parrel(t, "inject", "systemd", "web", "--uninject"); err == nil || !strings.Contains(err.Error(), "Give --root") {
+		t.Error(err)
+	}
+}

@@ -167,6 +167,10 @@ func (a *affected) intentions(dst discovery.ServiceName) {
 		if m != a.new {
 			return
 		}
+		if !slices.EqualFunc(outside(a.old, w), outside(a.new, w), func(x, y mesh.Outside) bool { return x.Service == y.Service }) {
+			a.workload(w.Key())
+			return
+		}
 		if dst.Name == "*" {
 			if slices.Equal(a.old.Callable(w.Service), a.new.Callable(w.Service)) {
 				return

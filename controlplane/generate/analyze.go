@@ -71,6 +71,7 @@ func SortFindings(f []Finding) {
 type analysis struct {
 	m     *mesh.Snapshot
 	table map[string]map[string]effect
+	hosts map[string]int // ports of destinations outside, by name
 	found []Finding
 }
 
@@ -94,6 +95,7 @@ func (a *analysis) entry(e *discovery.ConfigEntry) {
 	case *discovery.ServiceDefaults:
 		a.protocol(e, body.Protocol)
 		a.modes(e, body.Mode, body.MutualTLSMode)
+		a.destination(e, body.Destination)
 		dst := a.m.Local(e.Key.Name)
 		dst.Partition, dst.Namespace = e.Key.Partition, e.Key.Namespace
 		a.permissive(e, body.MutualTLSMode, a.m.WorkloadsOf(dst))

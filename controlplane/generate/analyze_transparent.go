@@ -40,6 +40,39 @@ func (a *analysis) permissive(e *discovery.ConfigEntry, mutual string, of []*mes
 	a.add(f)
 }
 
+// destination says what comes of an entry that speaks of the world outside.
+func (a *analysis) destination(e *discovery.ConfigEntry, d *discovery.Destination) {
+	if d == nil {
+		return
+	}
+	name, where := mesh.EntryName(e.Key), place(e.Origin)
+	switch {
+	case !a.m.MeshDestinationsOnly(e.Key.Partition):
+		a.add(Finding{SeverityInfo, where, name, "Destination", "transparent proxies reach every destination outside of the mesh", "intentions for this one keep nobody from it",
+			"write TransparentProxy { MeshDestinationsOnly = true } in the mesh entry"})
+		return
+	case port(d.Port) == 0:
+		a.add(Finding{SeverityError, where, name, "Destination.Port", fmt.Sprintf("%d is no port", d.Port), "nobody reaches it", "write a number from 1 to 65535"})
+		return
+	}
+	for _, h := range d.Addresses {
+		if a.hosts == nil {
+			a.hosts = map[string]int{}
+		}
+		_, err := netip.ParseAddr(h)
+		switch first := a.hosts[h]; {
+		case err == nil:
+		case !dnsName(h):
+			a.add(Finding{SeverityError, where, name, "Destination.Addresses", fmt.Sprintf("%q is neither an IP address nor the name of a host", h), "nobody reaches it", "correct it"})
+		case first == 0:
+			a.hosts[h] = d.Port
+		case first != d.Port:
+			a.add(Finding{SeverityWarning, where, name, "Destination.Port", fmt.Sprintf("another entry names %s with port %d", h, first), "who may reach both reaches port " + fmt.Sprint(first) + " alone",
+				"write its addresses instead of its name"})
+		}
+	}
+}
+
 // transparent says what a transparent proxy does not do, or does to nobody.
 func (a *analysis) transparent(w *mesh.Workload, name, where string) {
 	t, transparent := a.m.Transparent(w)

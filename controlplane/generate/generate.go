@@ -40,6 +40,9 @@ func Names(m *mesh.Snapshot, v View, t resource.Type) []string {
 		}
 		if _, transparent := m.Transparent(v.Workload); transparent {
 			names = append(names, OriginalDestination)
+			for _, h := range outsideHosts(m, v.Workload) {
+				names = append(names, h.cluster())
+			}
 		}
 		return appendUpstreams(names, m, v.Workload, upstream.clusterNames)
 	case resource.TypeEndpoints:
@@ -76,6 +79,14 @@ func Resource(m *mesh.Snapshot, v View, t resource.Type, name string) (r resourc
 		}
 		if _, transparent := m.Transparent(v.Workload); transparent && name == OriginalDestination {
 			return originalDestination(), false, true
+		}
+		if strings.HasPrefix(name, outsidePrefix) {
+			for _, h := range outsideHosts(m, v.Workload) {
+				if h.cluster() == name {
+					return h.makeCluster(), false, true
+				}
+			}
+			return nil, false, false
 		}
 		u, ok := findUpstream(m, v.Workload, name, upstream.clusterNames)
 		switch {

@@ -56,6 +56,8 @@ func effects() map[string]map[string]effect {
 			upstream("UpstreamConfig.Defaults."), upstream("UpstreamConfig.Overrides[]."),
 			map[string]effect{
 				"Protocol":                             honoured,
+				"Destination.Addresses[]":              honoured,
+				"Destination.Port":                     honoured,
 				"MutualTLSMode":                        honoured,
 				"MaxInboundConnections":                honoured,
 				"LocalConnectTimeoutMs":                honoured,

@@ -73,6 +73,7 @@ func values() map[string]any {
 		v[where+"TransparentProxy.OutboundListenerPort"] = 16001
 		v[where+"TransparentProxy.DialedDirectly"] = true
 	}
+	v["service-defaults Destination.Addresses[]"], v["service-defaults Destination.Port"] = []any{"outside.example"}, 443
 	v["service-defaults MutualTLSMode"], v["proxy-defaults MutualTLSMode"] = "permissive", "permissive"
 	v["mesh TransparentProxy.MeshDestinationsOnly"], v["mesh AllowEnablingPermissiveMutualTLS"] = true, true
 	for _, limit := range []string{"max_connections", "max_pending_requests", "max_concurrent_requests"} {
@@ -104,6 +105,10 @@ func companions(field string) map[string]any {
 		return map[string]any{"proxy-defaults Mode": "transparent"}
 	}
 	switch field {
+	case "service-defaults Destination.Addresses[]", "service-defaults Destination.Port":
+		return map[string]any{"service Proxy.Mode": "transparent", "mesh TransparentProxy.MeshDestinationsOnly": true,
+			"service-intentions Sources[].Name":        "web",
+			"service-defaults Destination.Addresses[]": []any{"10.7.7.7"}, "service-defaults Destination.Port": 80}
 	case "service-defaults MutualTLSMode", "proxy-defaults MutualTLSMode":
 		return map[string]any{"proxy-defaults Mode": "transparent", "mesh AllowEnablingPermissiveMutualTLS": true}
 	case "mesh AllowEnablingPermissiveMutualTLS":
@@ -212,7 +217,7 @@ func object(t *testing.T, doc map[string]any, kind string) map[string]any {
 func assign(o map[string]any, path []string, value any) {
 	key, list := strings.CutSuffix(path[0], "[]")
 	if len(path) == 1 {
-		o[key] = value
+		o[key] = value // a list as a whole
 		return
 	}
 	var next map[string]any

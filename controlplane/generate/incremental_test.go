@@ -202,6 +202,8 @@ func randomDelta(r *rand.Rand) discovery.Delta {
 				Mode:             pick(r, "", "", discovery.ModeDirect, discovery.ModeTransparent),
 				TransparentProxy: discovery.TransparentProxy{OutboundListenerPort: pick(r, 0, 16001), DialedDirectly: r.IntN(2) == 0},
 				MutualTLSMode:    pick(r, "", discovery.MutualTLSPermissive),
+				Destination: pick(r, nil, nil, &discovery.Destination{Addresses: []string{"outside.example", "10.0.0.1"}, Port: 443},
+					&discovery.Destination{Addresses: []string{"outside.example", "10.0.0.7", "240.0.0.9"}, Port: pick(r, 443, 80)}),
 			})
 		case 8, 9:
 			entry(&d, mesh.KindServiceIntentions, pick(r, append(world(), "*")...), r.IntN(4) == 0, &discovery.ServiceIntentions{

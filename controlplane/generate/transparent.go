@@ -43,6 +43,7 @@ func plaintextHTTP() []string { return []string{"http/1.0", "http/1.1", "h2c"} }
 //	a virtual address of a service that it may call    that service
 //	an instance's own address, where it is dialled directly    that instance, as the service
 //	any other virtual address    nothing: denied
+//	a destination outside, with MeshDestinationsOnly    there, where intentions allow it
 //	everything else    where it was going, unless the mesh has MeshDestinationsOnly
 //
 // Nothing in it is the workload's own, so that workloads which may call the same
@@ -69,6 +70,9 @@ type captureKey struct {
 // alike says whether what a workload names as its upstreams makes no difference
 // to what it reaches at virtual addresses.
 func alike(m *mesh.Snapshot, w *mesh.Workload) bool {
+	if len(outside(m, w)) > 0 {
+		return false
+	}
 	if d, _ := m.ServiceDefaults(w.Service); d != nil && (d.UpstreamDefaults != nil || len(d.UpstreamOverrides) > 0) {
 		return false
 	}
@@ -103,7 +107,8 @@ func makeCapture(m *mesh.Snapshot, w *mesh.Workload, t discovery.TransparentProx
 			direct = append(direct, u)
 		}
 	}
-	l.Chains = append(l.Chains, directChains(m, direct)...)
+	l.Chains = append(l.Chains, directChains(m, direct, taken)...)
+	l.Chains = append(l.Chains, outsideChains(m, w, taken)...)
 	l.Chains = append(l.Chains, notCallableChains()...)
 	if !m.MeshDestinationsOnly(w.Service.Partition) {
 		l.Default = &resource.FilterChain{
@@ -197,7 +202,7 @@ func dialledDirectly(m *mesh.Snapshot, name discovery.ServiceName) bool {
 // directChains lead to instances at their own addresses, with the identity that
 // is expected there. An address that two services share says nothing of which
 // one is meant, and has none.
-func directChains(m *mesh.Snapshot, to []upstream) []resource.FilterChain {
+func directChains(m *mesh.Snapshot, to []upstream, taken map[netip.Addr]bool) []resource.FilterChain {
 	of := make([][]netip.Addr, len(to))
 	shared := map[netip.Addr]int{}
 	for i, u := range to {
@@ -210,7 +215,8 @@ func directChains(m *mesh.Snapshot, to []upstream) []resource.FilterChain {
 	for i, u := range to {
 		var match []netip.Prefix
 		for _, a := range of[i] {
-			if shared[a] == 1 {
+			if shared[a] == 1 && !taken[a] {
+				taken[a] = true
 				match = append(match, netip.PrefixFrom(a, a.BitLen()))
 			}
 		}

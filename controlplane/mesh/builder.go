@@ -108,6 +108,7 @@ func (b *Builder) Apply(d discovery.Delta) (*Snapshot, Change) {
 		workloads:  newEdit(b.current.workloads),
 		dependants: newEdit(b.current.dependants),
 		virtual:    newEdit(b.current.virtual),
+		outside:    newEdit(b.current.outside),
 		addrs:      &b.addrs,
 		touched:    map[string]bool{},
 	}
@@ -129,7 +130,7 @@ func (b *Builder) Apply(d discovery.Delta) (*Snapshot, Change) {
 	next.Version++
 	next.services, next.entries = a.services.done(), a.entries.done()
 	next.workloads, next.dependants = a.workloads.done(), a.dependants.done()
-	next.virtual = a.virtual.done()
+	next.virtual, next.outside = a.virtual.done(), a.outside.done()
 	if next.callable == nil || ch.All || len(ch.Connect)+len(ch.Intentions) > 0 {
 		next.callable = &callables{}
 	}
@@ -151,6 +152,7 @@ type application struct {
 	workloads  *edit[string, []*Workload]
 	dependants *edit[discovery.ServiceName, []string]
 	virtual    *edit[discovery.ServiceName, Virtual]
+	outside    *edit[discovery.EntryKey, *discovery.Destination]
 	addrs      *vip.Assigner
 	touched    map[string]bool // keys of workloads
 	ch         Change
@@ -399,6 +401,7 @@ func (a *application) entry(key discovery.EntryKey, next *discovery.ConfigEntry)
 	switch key.Kind {
 	case KindServiceDefaults:
 		a.ch.Services = append(a.ch.Services, a.named(key)...)
+		a.destination(key, next)
 	case KindServiceIntentions:
 		a.ch.Intentions = append(a.ch.Intentions, a.named(key)...)
 	case KindProxyDefaults:

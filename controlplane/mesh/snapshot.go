@@ -36,6 +36,7 @@ type Snapshot struct {
 	workloads  *table[string, []*Workload]
 	dependants *table[discovery.ServiceName, []string]
 	virtual    *table[discovery.ServiceName, Virtual]
+	outside    *table[discovery.EntryKey, *discovery.Destination]
 	callable   *callables // nil before the first delivery
 	memo       *memo      // nil before the first delivery
 }

@@ -85,6 +85,26 @@ func (s *Snapshot) meshEntry(partition string) *discovery.Mesh {
 	return d
 }
 
+// Outside is a destination outside of the mesh.
+type Outside struct {
+	Service discovery.ServiceName // the name that intentions know it by
+	*discovery.Destination
+}
+
+// Destinations returns the destinations outside of the mesh that intentions let
+// src reach, sorted by name.
+func (s *Snapshot) Destinations(src discovery.ServiceName) []Outside {
+	var out []Outside
+	for key, d := range s.outside.all() {
+		name := discovery.ServiceName{Partition: key.Partition, Namespace: key.Namespace, Datacenter: s.Datacenter, Name: key.Name}
+		if key.Partition == src.Partition && s.MayCall(src, name) {
+			out = append(out, Outside{name, d})
+		}
+	}
+	slices.SortFunc(out, func(a, b Outside) int { return a.Service.Compare(b.Service) })
+	return out
+}
+
 // MayCall says what the intentions of a destination, and else the default, say
 // of a source. A source of which permissions decide may call: its requests are
 // judged one by one where they arrive.

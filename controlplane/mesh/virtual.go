@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/parrel-mesh/parrel/discovery"
@@ -64,4 +65,24 @@ func transparentSettings(e *discovery.ConfigEntry) [2]bool {
 		return [2]bool{}
 	}
 	return [2]bool{m.MeshDestinationsOnly, m.AllowEnablingPermissiveMutualTLS}
+}
+
+// destination brings what an entry says of the world outside up to date.
+func (a *application) destination(key discovery.EntryKey, next *discovery.ConfigEntry) {
+	var d *discovery.Destination
+	if next != nil {
+		if body, _ := next.Body.(*discovery.ServiceDefaults); body != nil {
+			d = body.Destination
+		}
+	}
+	old, had := a.outside.get(key)
+	switch {
+	case d == nil && !had, had && reflect.DeepEqual(d, old):
+		return
+	case d == nil:
+		a.outside.delete(key)
+	default:
+		a.outside.set(key, d)
+	}
+	a.ch.Transparent = append(a.ch.Transparent, key.Partition)
 }

@@ -55,6 +55,14 @@ type Config struct {
 // one, the rest are shared by short reads.
 const maxSockets = 140
 
+// shortSockets bounds those of a client that only asks briefly: fifty workloads
+// that start at once wait for each other, and the agent's limit is left to others.
+const shortSockets = 8
+
+func short(t *http.Transport) {
+	t.MaxConnsPerHost, t.MaxIdleConnsPerHost, t.MaxIdleConns = shortSockets, shortSockets, shortSockets
+}
+
 func (c *Config) fill() error {
 	c.Watches = cmp.Or(c.Watches, 100)
 	c.SweepRate = cmp.Or(c.SweepRate, 500)

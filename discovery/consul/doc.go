@@ -28,7 +28,7 @@
 //
 //	service "SERVICE"               { policy = "write" }
 //	service "SERVICE-sidecar-proxy" { policy = "write" }
-//	node_prefix ""                  { policy = "read" }
+//	agent_prefix ""                 { policy = "read" }
 //
 // The token is sent to the agent alone and never logged.
 //

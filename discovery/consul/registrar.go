@@ -62,6 +62,7 @@ func NewRegistrar(cfg Config) (*Registrar, error) {
 	if err != nil {
 		return nil, err
 	}
+	short(transport)
 	return &Registrar{client: client, transport: transport}, nil
 }
 

@@ -46,6 +46,7 @@ func NewUsedTokens(cfg Config) (*UsedTokens, error) {
 	if err != nil {
 		return nil, err
 	}
+	short(transport)
 	return &UsedTokens{kv: client.KV(), transport: transport, now: time.Now}, nil
 }
 

@@ -22,7 +22,9 @@ import (
 //
 // Recovery: when its time is over the address is in again with one failure
 // below the threshold, so that the next failure ejects it again and longer; a
-// success clears it. Each Forget without failure forgets one ejection. The first
+// success clears it. It is in again at once where everything that is in has
+// failed last, and it has not within Readmit: in a rolling restart the instance
+// that has just come back is the only one that works. Each Forget without failure forgets one ejection. The first
 // ejection is short because the usual cause is short: a new instance is in the
 // catalogue a moment before its sidecar listens.
 const (
@@ -31,6 +33,7 @@ const (
 	Forget       = 10 * time.Second
 	MaxEjection  = 5 * time.Minute
 	MaxShare     = 50
+	Readmit      = 100 * time.Millisecond
 )
 
 // Endpoint is what the catalogue says of one address.
@@ -116,13 +119,35 @@ func (t *Tracker) Failed(address, reason string, now time.Time) bool {
 	t.forget(r, now)
 	r.failures++
 	r.last, r.lastAt = reason, now
+	changed := t.readmit(now)
 	if r.failures < Threshold || r.until.After(now) || !t.mayEject(now) {
-		return false
+		return changed
 	}
 	r.ejections++
 	r.until = now.Add(min(time.Duration(r.ejections)*BaseEjection, MaxEjection))
 	r.failures = Threshold - 1
 	return true
+}
+
+// readmit ends ejections where every address that is in has failed last; the
+// caller holds mu.
+func (t *Tracker) readmit(now time.Time) bool {
+	var out []*record
+	for _, e := range t.endpoints {
+		if !usable(e.Status) {
+			continue
+		}
+		switch r := t.seen[e.Address]; {
+		case r == nil || r.failures == 0:
+			return false
+		case r.until.After(now) && now.Sub(r.lastAt) >= Readmit:
+			out = append(out, r)
+		}
+	}
+	for _, r := range out {
+		r.until = time.Time{}
+	}
+	return len(out) > 0
 }
 
 func (t *Tracker) known(address string) bool {

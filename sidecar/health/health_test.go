@@ -158,3 +158,31 @@ func TestEjectionNeverEmpties(t *testing.T) {
 		}
 	})
 }
+
+// TestReadmitted: where all that is in has failed last, what is out gets another
+// chance before its time, unless it has failed just now.
+func TestReadmitted(t *testing.T) {
+	tr := NewTracker()
+	tr.Set(set(ok, ok, resource.Unhealthy), 0)
+	fail(tr, "0", Threshold, t0)
+	if got := in(tr, t0); got != "1" {
+		t.Fatalf("in: %s", got)
+	}
+	now := t0.Add(Readmit / 2)
+	if tr.Failed("1", "refused", now) || in(tr, now) != "1" {
+		t.Errorf("in: %s, although 0 has failed just now", in(tr, now))
+	}
+	now = t0.Add(Readmit)
+	if !tr.Failed("1", "refused", now) || in(tr, now) != "0 1" {
+		t.Errorf("in: %s, want both", in(tr, now))
+	}
+	if !tr.Failed("0", "refused", now) || in(tr, now) != "1" {
+		t.Errorf("in: %s: the one that still fails is to be out again", in(tr, now))
+	}
+	tr.Succeeded("1")
+	now = now.Add(Readmit)
+	tr.Set(set(ok, ok, ok), 0)
+	if tr.Failed("1", "refused", now); in(tr, now) != "1 2" {
+		t.Errorf("in: %s: one that has not failed is in, so that nobody is readmitted", in(tr, now))
+	}
+}

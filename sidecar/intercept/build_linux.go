@@ -257,7 +257,8 @@ func (b *builder) inbound() {
 		to.rules = []rule{
 			{commentConnections, []stmt{opens(), counter()}},
 			// Every segment, not only the first: with SYN cookies the third makes the connection.
-			{"", []stmt{tproxy(c.InboundPort)}},
+			{"", []stmt{tproxy(c.InboundPort), verdict(expr.VerdictAccept, "")}},
+			{"nobody listens there transparently", []stmt{opens(), reset()}},
 		}
 		b.chain(to)
 		// The sidecar dials the application from the client's address: the answers

@@ -242,27 +242,6 @@ func (s *Set) apply(version string, c Config) error {
 	return nil
 }
 
-// listenBoth opens a listener's socket. A capture listener on 127.0.0.1 has a twin
-// on [::1], where the kernel sends what was redirected from an IPv6 address; a
-// host without IPv6 has none.
-func (s *Set) listenBoth(c Config) (ln, twin netio.Listener, err error) {
-	a := c.address()
-	ln, err = s.listen(a)
-	if err != nil || !c.Resource.UseOriginalDst || a.Host != "127.0.0.1" {
-		return ln, nil, err
-	}
-	twin, err = s.listen(resource.Address{Host: "::1", Port: addrPort(ln.Addr()).Port()})
-	switch {
-	case err == nil:
-		return ln, twin, nil
-	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
-		_ = ln.Close()
-		return nil, nil, err
-	}
-	s.Log.Debug("listener: no IPv6 on this host: redirected connections are IPv4's only", "listener", c.Resource.Name, "err", err)
-	return ln, nil, nil
-}
-
 // Bar keeps listeners of a direction closed that are not open yet, until Unbar:
 // who connects meanwhile is refused, and goes elsewhere.
 func (s *Set) Bar(d resource.Direction) {
@@ -321,6 +300,27 @@ func (s *Set) isBarred(version string, c Config) bool {
 	delete(s.failed, c.Resource.Name)
 	s.barred[c.Resource.Name] = failure{version: version, config: c}
 	return true
+}
+
+// listenBoth opens a listener's socket. A capture listener on 127.0.0.1 has a twin
+// on [::1], where the kernel sends what was redirected from an IPv6 address; a
+// host without IPv6 has none.
+func (s *Set) listenBoth(c Config) (ln, twin netio.Listener, err error) {
+	a := c.address()
+	ln, err = s.listen(a)
+	if err != nil || !c.Resource.UseOriginalDst || a.Host != "127.0.0.1" {
+		return ln, nil, err
+	}
+	twin, err = s.listen(resource.Address{Host: "::1", Port: addrPort(ln.Addr()).Port()})
+	switch {
+	case err == nil:
+		return ln, twin, nil
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
+		_ = ln.Close()
+		return nil, nil, err
+	}
+	s.Log.Debug("listener: no IPv6 on this host: redirected connections are IPv4's only", "listener", c.Resource.Name, "err", err)
+	return ln, nil, nil
 }
 
 // listen opens a socket, or takes the one that was held for it.

@@ -20,7 +20,7 @@ import (
 // wake-ups), as those of an event loop do by nature, and the kernel's code is in
 // the processor's caches from the second message on.
 //
-// Conditions: it pays where several are sent together. Each burst of fewer than
+// Conditions: Go runs on one processor ([burstProcs]); several are sent together. Each burst of fewer than
 // burstFew lets twice as many messages go without it, up to 2^burstMost: a process
 // with little to do sends at once.
 //
@@ -84,31 +84,33 @@ const (
 	// burstBytes bounds what waits for a burst, soonMost one message.
 	burstBytes = 256 << 10
 	soonMost   = 4 << 10
-	// burstShards bounds how many there are: one sends some 200,000 messages a
-	// second.
-	burstShards = 16
 )
 
-// bursts are as many as the process runs goroutines at a time; a connection
-// belongs to one.
-var bursts = sync.OnceValue(func() []*burst {
-	all := make([]*burst, min(runtime.GOMAXPROCS(0), burstShards))
-	for i := range all {
-		b := new(burst)
-		b.over.L = &b.mu
-		b.due = b.isDue
-		all[i] = b
-	}
-	return all
-})
+// burstProcs is on how many processors the process may run Go at the most for
+// there to be bursts: on two they cost a sixth more, for those that the burst lets
+// go on are spread over both, which wakes the other one.
+var burstProcs = 1
 
-var nextBurst atomic.Uint32
+// theBurst is that of the process.
+var theBurst = sync.OnceValue(func() *burst {
+	b := new(burst)
+	b.over.L = &b.mu
+	b.due = b.isDue
+	return b
+})
 
 // enterBurst gives the connection its burst, until leaveBurst.
 func (c *osConn) enterBurst() {
-	all := bursts()
-	c.burst = all[int(nextBurst.Add(1)%uint32(len(all)))]
-	c.burst.users.Add(1)
+	if runtime.GOMAXPROCS(0) <= burstProcs {
+		c.burst = theBurst()
+		c.burst.users.Add(1)
+	}
+}
+
+func (c *osConn) leaveBurst() {
+	if c.burst != nil {
+		c.burst.leave()
+	}
 }
 
 // start makes the eventfd and the goroutine, which end with the last connection;
@@ -231,7 +233,7 @@ func (c *osConn) kind() int {
 
 // join waits for the burst that is coming, if one is, which reads for c.
 func (b *burst) join(c *osConn, into []byte, big bool) (t taken, n int, errno syscall.Errno, joined bool) {
-	if !b.kicked.Load() {
+	if b == nil || !b.kicked.Load() {
 		return taken{}, 0, syscall.EAGAIN, false
 	}
 	b.mu.Lock()
@@ -371,7 +373,7 @@ func (r *reader) read() {
 
 // soon is a connection's part in bursts.
 type soon struct {
-	burst *burst
+	burst *burst        // nil: messages are sent at once
 	last  atomic.Uint32 // what became of the last message: see below
 	rest  atomic.Pointer[soonRest]
 }
@@ -391,7 +393,7 @@ type soonRest struct {
 }
 
 func (c *osConn) writeSoon(p []byte) (int, error) {
-	if len(p) <= soonMost && c.soon.last.Load() == soonNone && c.burst.add(c, p) {
+	if c.burst != nil && len(p) <= soonMost && c.soon.last.Load() == soonNone && c.burst.add(c, p) {
 		return len(p), nil
 	}
 	return c.Write(p)
@@ -441,8 +443,6 @@ func (c *osConn) soonOver(r *soonRest, err error) {
 	}
 	close(r.over)
 }
-
-func (c *osConn) leaveBurst() { c.burst.leave() }
 
 // settled says that the last message is the kernel's.
 func (c *osConn) settled() bool { return c.soon.last.Load() == soonNone }

@@ -16,7 +16,10 @@ func RaiseDescriptors() (int, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return 0, fmt.Errorf("overload: limit of open files: %w", err)
 	}
-	if l.Cur < l.Max {
+	// The runtime has raised the limit to one below the hard one, and gives
+	// children the limit that was before, unless somebody sets it again
+	// (syscall.Setrlimit): the application of `parrel run` is such a child.
+	if l.Max-l.Cur > 1 {
 		raised := unix.Rlimit{Cur: l.Max, Max: l.Max}
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err == nil {
 			l = raised

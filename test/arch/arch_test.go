@@ -94,9 +94,11 @@ var transitive = []rule{
 	{[]string{"xds/resource"}, []string{"xds/wire", "xds/decide", "xds/client", "xds/server", "xds/envoyapi"}, nil, "resources are the lowest layer of xDS"},
 	{[]string{"xds/decide"}, []string{"xds/wire", "xds/client", "xds/server", "xds/envoyapi"}, nil, "decisions are about resources, not protos"},
 	{[]string{"sidecar/dns"}, []string{"sidecar/listener", "sidecar/l4", "sidecar/l7", "sidecar/cluster", "xds/wire", "xds/client", "xds/decide"}, nil, "DNS answers by a table and forwards: it knows neither connections' engines nor where names come from"},
+	{[]string{"sidecar/intercept"}, []string{"xds", "sidecar/listener", "sidecar/l4", "sidecar/l7", "sidecar/cluster", "mtls"}, nil, "redirection knows ports and users, not who listens or what for"},
 	{[]string{"sidecar/lb"}, []string{"sidecar/netio", "sidecar/pool", "sidecar/cluster"}, nil, "a picker has no sockets"},
 	{[]string{"sidecar/cluster", "sidecar/pool"}, []string{"sidecar/listener", "sidecar/l7", "sidecar/l4"}, nil, "an upstream does not know who calls it"},
 	{[]string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, []string{"cmd", "deploy", "test", "examples"}, nil, "the product does not depend on its demo, its tests or its command line"},
+	{[]string{"deploy/run", "deploy/notify"}, []string{"sidecar", "controlplane", "xds", "discovery", "mtls"}, nil, "who minds a process knows processes: a sidecar is an interface of its own"},
 	{[]string{"cmd", "deploy", "examples"}, []string{"test"}, nil, "what runs does not link what tests it, nor its flags: only test files import test/golden"},
 }
 
@@ -109,6 +111,7 @@ type directRule struct {
 
 var direct = []directRule{
 	{regexp.MustCompile(`^github\.com/envoyproxy/go-control-plane/`), []string{"xds/wire", "xds/client", "xds/server", "xds/envoyapi", "test"}, "Envoy's protos stay at the edge: everybody else speaks xds/resource"},
+	{regexp.MustCompile(`^github\.com/google/nftables`), []string{"sidecar/intercept"}, "the kernel's rules are made in one place"},
 	{regexp.MustCompile(`^github\.com/hashicorp/consul/api`), []string{"discovery/consul", "mtls/consulca", "test"}, "Consul's client stays behind discovery and mtls"},
 	{regexp.MustCompile(`^github\.com/hashicorp/consul($|/(acl|agent|command|internal|ipaddr|lib|logging|proto|sdk|tlsutil|types|version)\b)`), nil, "Consul's server is run as a tool and never linked: its licence is BUSL"},
 }
@@ -253,7 +256,7 @@ func hasPackageDoc(t *testing.T, p pkg) bool {
 func TestSleep(t *testing.T) {
 	sleep := regexp.MustCompile(`\btime\.Sleep\(`)
 	for _, p := range list(t) {
-		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "test/run", "discovery/consul", "deploy/demo") {
+		if within(p.rel(), "test/e2e", "test/attack", "test/conformance", "test/bench", "test/consultest", "test/demo", "test/run", "discovery/consul", "deploy/demo", "deploy/run") {
 			continue
 		}
 		var sleeping []string

@@ -212,23 +212,27 @@ func intention(ctx context.Context, s *stack) error {
 	return errors.Join(denied, eventually(ctx, func() error { _, err := s.ask(ctx); return err }))
 }
 
-// instanceKilled: calls in hand may fail, and those until the mesh has heard.
+// instanceKilled: calls in hand may fail, and those until the mesh has heard; then
+// none does, although the instance stays dead.
 func instanceKilled(ctx context.Context, s *stack) error {
 	l := s.load(ctx)
 	defer l.stop()
-	if err := l.more(ctx, 10); err != nil {
+	if err := l.streak(ctx, 10); err != nil {
 		return err
 	}
-	if _, err := s.kill(ctx, "users"); err != nil {
+	c, err := s.container(ctx, "users")
+	if err != nil {
 		return err
 	}
-	if err := l.more(ctx, 100); err != nil {
-		return err
+	// The engine does not start again what it was told to kill.
+	if out, err := exec.CommandContext(ctx, "docker", "kill", "--signal=KILL", c.id).CombinedOutput(); err != nil {
+		return fmt.Errorf("docker kill: %w: %s", err, out)
 	}
-	if err := l.end(20); err != nil {
-		return err
+	dead := l.streak(ctx, 100)
+	if out, err := exec.CommandContext(context.WithoutCancel(ctx), "docker", "start", c.id).CombinedOutput(); err != nil {
+		return fmt.Errorf("docker start: %w: %s", err, out)
 	}
-	return s.called(ctx, "users", "users-1", "users-2")
+	return errors.Join(dead, s.called(ctx, "users", "users-1", "users-2"))
 }
 
 func sidecarKilled(ctx context.Context, s *stack) error {
@@ -242,16 +246,13 @@ func sidecarKilled(ctx context.Context, s *stack) error {
 	}
 	l := s.load(ctx)
 	defer l.stop()
-	if err := l.more(ctx, 10); err != nil {
+	if err := l.streak(ctx, 10); err != nil {
 		return err
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return err
 	}
-	if err := l.more(ctx, 100); err != nil {
-		return err
-	}
-	if err := l.end(20); err != nil {
+	if err := l.streak(ctx, 100); err != nil {
 		return err
 	}
 	if err := s.called(ctx, "users", "users-1", "users-2"); err != nil {
@@ -260,6 +261,9 @@ func sidecarKilled(ctx context.Context, s *stack) error {
 	after, err := s.container(ctx, "users-sidecar")
 	if err == nil && after != before {
 		err = fmt.Errorf("the container was started again: %+v, before: %+v", after, before)
+	}
+	if again, cerr := after.child(ctx); err == nil && (cerr != nil || again == pid) {
+		err = fmt.Errorf("the sidecar's process is %d, before: %d: %v", again, pid, cerr)
 	}
 	return err
 }
@@ -289,10 +293,10 @@ func leaderKilled(ctx context.Context, s *stack) error {
 	if _, err := s.kill(ctx, name); err != nil {
 		return err
 	}
-	if err := l.more(ctx, 200); err != nil {
+	if err := l.streak(ctx, 200); err != nil {
 		return err
 	}
-	if err := l.end(0); err != nil {
+	if err := l.end(); err != nil {
 		return err
 	}
 	return eventually(ctx, func() error { _, err := s.leader(ctx); return err })
@@ -304,10 +308,10 @@ func controlPlaneKilled(ctx context.Context, s *stack) error {
 	if _, err := s.kill(ctx, "controlplane-1"); err != nil {
 		return err
 	}
-	if err := l.more(ctx, 200); err != nil {
+	if err := l.streak(ctx, 200); err != nil {
 		return err
 	}
-	if err := l.end(0); err != nil {
+	if err := l.end(); err != nil {
 		return err
 	}
 	return intention(ctx, s)
@@ -322,7 +326,7 @@ func instanceAdded(ctx context.Context, s *stack) error {
 	if err := s.called(ctx, "users", "users-3"); err != nil {
 		return err
 	}
-	return l.end(0)
+	return l.end()
 }
 
 func instanceRemoved(ctx context.Context, s *stack) error {
@@ -331,10 +335,7 @@ func instanceRemoved(ctx context.Context, s *stack) error {
 	if out, err := s.run(ctx, "--profile", "more", "stop", "-t", "10", "users-v3", "users-v3-sidecar"); err != nil {
 		return fmt.Errorf("stop users-v3: %w\n%s", err, out)
 	}
-	if err := l.more(ctx, 100); err != nil {
-		return err
-	}
-	if err := l.end(20); err != nil {
+	if err := l.streak(ctx, 100); err != nil {
 		return err
 	}
 	seen, err := s.who(ctx, "users", 20)

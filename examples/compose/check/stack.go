@@ -85,6 +85,7 @@ type load struct {
 	done  sync.WaitGroup
 	mu    sync.Mutex
 	good  int
+	row   int // good ones since the last failure
 	fails []string
 }
 
@@ -97,9 +98,11 @@ func (s *stack) load(ctx context.Context) *load {
 				_, err := s.ask(context.WithoutCancel(ctx))
 				l.mu.Lock()
 				if err != nil {
-					l.fails = append(l.fails, fmt.Sprintf("%s %v", time.Now().Format("05.000"), err))
+					l.row = 0
+					l.fails = append(l.fails, fmt.Sprintf("%s %v", time.Now().Format("15:04:05.000"), err))
 				} else {
 					l.good++
+					l.row++
 				}
 				l.mu.Unlock()
 				select {
@@ -112,31 +115,32 @@ func (s *stack) load(ctx context.Context) *load {
 	return l
 }
 
-// counts gives what was counted so far.
-func (l *load) counts() (good, failed int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.good, len(l.fails)
-}
-
-// end stops the load and wants at most so many failures.
-func (l *load) end(most int) error {
+// end stops the load and wants that no call failed.
+func (l *load) end() error {
 	l.stop()
 	l.done.Wait()
-	if len(l.fails) > most {
-		return fmt.Errorf("%d of %d calls failed, at most %d may; the first: %s", len(l.fails), l.good+len(l.fails), most, l.fails[0])
+	if len(l.fails) > 0 {
+		return fmt.Errorf("%d of %d calls failed, and none may; the first: %s", len(l.fails), l.good+len(l.fails), l.fails[0])
 	}
 	return nil
 }
 
-// more waits until so many further calls succeeded.
-func (l *load) more(ctx context.Context, n int) error {
-	from, _ := l.counts()
+// streak waits until so many calls in a row have succeeded, from now on.
+func (l *load) streak(ctx context.Context, n int) error {
+	l.mu.Lock()
+	l.row = 0
+	l.mu.Unlock()
 	return eventually(ctx, func() error {
-		if now, failed := l.counts(); now < from+n {
-			return fmt.Errorf("only %d calls succeeded meanwhile, %d have failed", now-from, failed)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.row >= n {
+			return nil
 		}
-		return nil
+		last := "none"
+		if len(l.fails) > 0 {
+			last = l.fails[len(l.fails)-1]
+		}
+		return fmt.Errorf("never %d good calls in a row; the last failure: %s", n, last)
 	})
 }
 

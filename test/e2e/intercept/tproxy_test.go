@@ -61,6 +61,18 @@ func TestTProxy(t *testing.T) {
 	}
 }
 
+// TestTProxyWithoutListener: where no transparent socket listens, connections do not pass
+// the sidecar by.
+func TestTProxyWithoutListener(t *testing.T) {
+	w := newWorld(t, dual)
+	w.serve(w.host, "app", w.any(8080))
+	w.serve(w.host, "redirected", w.any(inPort)) // as REDIRECT would have it
+	c := w.config()
+	c.InboundMode = intercept.TProxy
+	w.apply(c)
+	w.each(func(t *testing.T, host, _, _, _ string) { w.want(t, w.peer, app, "tcp", at(host, 8080), "refused") })
+}
+
 // transparentSidecar takes what TPROXY hands it to the same port on loopback, from the
 // client's address.
 func (w *world) transparentSidecar(t *testing.T) {

@@ -30,6 +30,20 @@ type App struct {
 func (r *Rig) App(id string) *App {
 	r.T.Helper()
 	l, port := Listen(r.T)
+	return r.serve(id, l, port)
+}
+
+// AppAt is App at a port that Port gave.
+func (r *Rig) AppAt(id string, port int) *App {
+	r.T.Helper()
+	l, err := net.Listen("tcp", Addr(port))
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	return r.serve(id, l, port)
+}
+
+func (r *Rig) serve(id string, l net.Listener, port int) *App {
 	a := &App{ID: id, Port: port}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		a.Hits.Add(1)

@@ -22,6 +22,8 @@ type Process struct {
 	Name string
 	Args []string // of the next Start
 	Env  []string // beside the parent's, of the next Start
+	// Child changes how the next Start makes the process; nil: as it is.
+	Child func(*syscall.SysProcAttr)
 
 	r    *Rig
 	bin  string
@@ -45,6 +47,9 @@ func (p *Process) Start() {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(environment(), p.Env...)
 	cmd.SysProcAttr = child()
+	if p.Child != nil {
+		p.Child(cmd.SysProcAttr)
+	}
 	if err := spawn(cmd); err != nil {
 		p.r.T.Fatalf("start %s: %v", p.Name, err)
 	}

@@ -201,3 +201,16 @@ func Fetch(url string) (string, error) {
 	}
 	return string(body), err
 }
+
+// Post posts nothing to a page that must be there.
+func Post(url string) error {
+	resp, err := plain.Post(url, "", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answered %s", url, resp.Status)
+	}
+	return nil
+}
