@@ -4,8 +4,8 @@
 //   - A package whose tests start processes, as clients of real time, real ports
 //     and real memory, has the machine to itself; the others run before, side by
 //     side.
-//   - A package that hangs ends after ten minutes with the stacks of its
-//     goroutines, and the whole run after half an hour.
+//   - A package that hangs ends after a quarter of an hour with the stacks of its
+//     goroutines, and the whole run after 32 minutes.
 //   - Of those packages, a test that fails is run once more, alone. Where it then
 //     passes, the run passes and says so in its last lines: "passed only at the
 //     second try: NAME". Where more than three tests fail, or a package ends by a
@@ -32,7 +32,7 @@ import (
 )
 
 const (
-	packageLimit = 10 * time.Minute // for the tests of one package
+	packageLimit = 15 * time.Minute // for the tests of one package
 	runLimit     = 32 * time.Minute // for everything
 	// lastWords is how long go test may take to say what it has to say when it was
 	// told to end.
