@@ -59,6 +59,7 @@ func (s *Sidecar) drop(w *workload) {
 	s.captures.forget(w.cfg.name())
 	_ = s.dns.Update(w.cfg.name(), nil)
 	s.uncaptured.Delete(w.id())
+	s.metrics.Forget(w.cfg.name())
 	s.remove(w)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ cgroup and has a capture port of its own:
 
     parrel redirect apply --workload web,user=web,port=15001 --workload api,cgroup=system.slice/api.service,port=15002
 
-The command waits until the sidecar is ready (--ready-url); until then the rules
+The command waits until the sidecar is ready; until then the rules
 lapse by themselves, and if the sidecar is not ready in time they are taken
 back. With --fail-open it stays and holds the rules as long as the sidecar
 answers: a sidecar that is gone is passed by after --hold-for. With --hold it
@@ -99,6 +100,13 @@ func (f *redirectFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if before, err := m.Show(ctx); err == nil {
+		for _, w := range before.Workloads {
+			if !slices.ContainsFunc(c.Outbound, func(n intercept.Workload) bool { return n.Name == w.Name }) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "parrel: no longer captured, since this replaces what was applied before: %s (%s)\n", w.Name, toldBy(w))
+			}
+		}
+	}
 	if err := intercept.Guard(ctx, m, c, f.readyTimeout, f.ready); err != nil {
 		return err
 	}
@@ -113,11 +121,20 @@ func (f *redirectFlags) run(cmd *cobra.Command) error {
 	return m.Hold(ctx, h)
 }
 
-// ready asks the sidecar.
+// ready asks the sidecar: by --ready-url; else what it says of its redirection, since
+// /ready may wait for an application that waits for this command.
 func (f *redirectFlags) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	body, err := f.ask(ctx, f.readyURL)
+	if f.fromSidecar != "" && f.readyURL == "" {
+		_, err := f.planOnce(ctx)
+		return err
+	}
+	url := f.readyURL
+	if url == "" {
+		url = "http://127.0.0.1:15000/ready"
+	}
+	body, err := f.ask(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -153,29 +170,49 @@ func (f *redirectFlags) ask(ctx context.Context, url string) (io.ReadCloser, err
 	return resp.Body, nil
 }
 
-// plan reads the sidecar's own answer, waiting for it as long as for readiness.
-func (f *redirectFlags) plan(ctx context.Context) (p intercept.Plan, err error) {
-	url := f.admin() + "/redirect"
+// plan reads the sidecar's own answer, waiting until it is ready.
+func (f *redirectFlags) plan(ctx context.Context) (intercept.Plan, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(f.readyTimeout, 2*time.Second))
 	defer cancel()
 	t := time.NewTicker(250 * time.Millisecond)
 	defer t.Stop()
 	for {
-		var body io.ReadCloser
-		if body, err = f.ask(ctx, url); err == nil {
-			err = json.NewDecoder(io.LimitReader(body, 16<<20)).Decode(&p)
-			body.Close()
-			if err != nil {
-				return p, fmt.Errorf("--from-sidecar: %s did not answer as a sidecar does: %w", url, err)
-			}
+		p, err := f.planOnce(ctx)
+		if err == nil {
 			return p, nil
 		}
 		select {
 		case <-ctx.Done():
-			return p, fmt.Errorf("--from-sidecar: the sidecar's admin port does not say what to redirect: %w; is the sidecar running, and is %s its --admin-bind?", err, f.fromSidecar)
+			return p, fmt.Errorf("--from-sidecar %s: %w; is the sidecar running, is that its --admin-bind, and what does its /ready say?", f.fromSidecar, err)
 		case <-t.C:
 		}
 	}
+}
+
+// planOnce is the sidecar's answer, an error while it is not ready for what it says.
+func (f *redirectFlags) planOnce(ctx context.Context) (p intercept.Plan, err error) {
+	url := f.admin() + "/redirect"
+	body, err := f.ask(ctx, url)
+	if err != nil {
+		return p, fmt.Errorf("the sidecar's admin port does not say what to redirect: %w", err)
+	}
+	defer body.Close()
+	if err := json.NewDecoder(io.LimitReader(body, 16<<20)).Decode(&p); err != nil {
+		return p, fmt.Errorf("%s did not answer as a sidecar does: %w", url, err)
+	}
+	var waiting []string
+	for _, x := range p.Proxies {
+		if !x.Ready && x.Error == "" && (f.proxyID == "" || f.proxyID == x.ProxyID) {
+			waiting = append(waiting, x.ProxyID)
+		}
+	}
+	switch {
+	case len(p.Proxies) == 0:
+		return p, errors.New("the sidecar has no configuration yet")
+	case len(waiting) > 0:
+		return p, fmt.Errorf("the sidecar is not ready for: %s", strings.Join(waiting, ", "))
+	}
+	return p, nil
 }
 
 func (f *redirectFlags) admin() string {
@@ -236,13 +273,7 @@ func showRedirect(t *table, st intercept.State) {
 		t.row("\nWORKLOAD", "TOLD BY", "PORT", "CONNECTIONS", "QUERIES")
 	}
 	for _, w := range st.Workloads {
-		by := "everybody else"
-		if w.UID != nil {
-			by = fmt.Sprintf("uid %d", *w.UID)
-		} else if w.Cgroup != "" {
-			by = "cgroup " + w.Cgroup
-		}
-		t.row(w.Name, by, w.OutboundPort, w.Connections, w.Queries)
+		t.row(w.Name, toldBy(w), w.OutboundPort, w.Connections, w.Queries)
 	}
 	if st.Installed {
 		fmt.Fprintln(t)
@@ -273,6 +304,16 @@ func showRedirect(t *table, st intercept.State) {
 	for _, r := range st.Routes {
 		fmt.Fprintln(t, "route:", r)
 	}
+}
+
+func toldBy(w intercept.WorkloadState) string {
+	switch {
+	case w.UID != nil:
+		return fmt.Sprintf("uid %d", *w.UID)
+	case w.Cgroup != "":
+		return "cgroup " + w.Cgroup
+	}
+	return "everybody else"
 }
 
 func numbers(in []uint32) (out []string) {

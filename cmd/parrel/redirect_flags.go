@@ -62,7 +62,7 @@ func (f *redirectFlags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.inboundScope, "inbound-scope", "", "all ports, or those of services (default: services with --workload or --from-sidecar on a shared host, else all)")
 	fs.BoolVar(&f.failOpen, "fail-open", false, "let traffic flow past a sidecar that is gone; the command stays and holds the rules")
 	fs.BoolVar(&f.hold, "hold", false, "stay, and make the rules again when somebody removes them or a workload's cgroup is made anew")
-	fs.StringVar(&f.readyURL, "ready-url", "", "readiness of the sidecar (default: /ready of --from-sidecar, else http://127.0.0.1:15000/ready)")
+	fs.StringVar(&f.readyURL, "ready-url", "", "readiness of the sidecar (default: what --from-sidecar says of itself, else http://127.0.0.1:15000/ready)")
 	fs.DurationVar(&f.readyTimeout, "ready-timeout", 30*time.Second, "how long the sidecar may take to be ready before everything is taken back; 0s: do not wait")
 	fs.BoolVar(&f.print, "print", false, "print the rules as nft(8) writes them, and change nothing")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say each step before it is taken")
@@ -95,12 +95,6 @@ func exclusionFlags() (names []string) {
 
 // config is what is to be captured, from the sidecar and the flags.
 func (f *redirectFlags) config(ctx context.Context, cmd *cobra.Command) (intercept.Config, error) {
-	if f.readyURL == "" {
-		f.readyURL = "http://127.0.0.1:15000/ready"
-		if f.fromSidecar != "" {
-			f.readyURL = f.admin() + "/ready"
-		}
-	}
 	var c intercept.Config
 	var err error
 	if f.fromSidecar != "" {
@@ -134,6 +128,11 @@ func (f *redirectFlags) fromPlan(ctx context.Context, cmd *cobra.Command) (c int
 			return c, fmt.Errorf("redirect apply: the sidecar at %s does not carry --proxy-id %s; it carries: %s", f.fromSidecar, f.proxyID, strings.Join(known, ", "))
 		}
 		p.Proxies = slices.DeleteFunc(p.Proxies, func(x intercept.PlanProxy) bool { return x.ProxyID != f.proxyID })
+	}
+	for _, x := range p.Proxies {
+		if x.Error != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "parrel: %s is not captured: %s\n", x.ProxyID, x.Error)
+		}
 	}
 	return p.Config()
 }

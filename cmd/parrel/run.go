@@ -186,7 +186,9 @@ func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 	m := &minded{parts: p, log: logger}
 	defer m.close()
 	c.New, c.Note = m.companion, m.note
-	settle(context.WithoutCancel(cmd.Context())) // signals are the supervisor's here
+	life, end := context.WithCancel(context.WithoutCancel(cmd.Context())) // signals are the supervisor's here
+	defer end()
+	settle(life)
 	code, err := run.Supervise(c)
 	if err != nil {
 		return coded{err, exitCode(code)}

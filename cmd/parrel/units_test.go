@@ -14,8 +14,8 @@ import (
 // unitSections are what a unit may hold (systemd.unit(5), systemd.service(5),
 // systemd.exec(5)), as far as the examples use it.
 var unitSections = map[string]string{
-	"Unit": "Description Documentation After Wants",
-	"Service": "User Group StateDirectory StateDirectoryMode RuntimeDirectory RuntimeDirectoryMode LogsDirectory Environment EnvironmentFile " +
+	"Unit": "Description Documentation After Wants Requires PropagatesStopTo",
+	"Service": "Type NotifyAccess WatchdogSec TimeoutStartSec KillMode SuccessExitStatus ExecStop User Group StateDirectory StateDirectoryMode RuntimeDirectory RuntimeDirectoryMode LogsDirectory Environment EnvironmentFile " +
 		"ExecStart Restart RestartSec TimeoutStopSec LimitNOFILE LimitCORE NoNewPrivileges ProtectSystem ProtectHome PrivateTmp PrivateDevices",
 	"Install": "WantedBy",
 }
@@ -24,7 +24,7 @@ var unitSections = map[string]string{
 // command whose flags exist and whose values can be parsed.
 func TestUnits(t *testing.T) {
 	files, err := filepath.Glob("../../examples/systemd/*.service")
-	if err != nil || len(files) != 2 {
+	if err != nil || len(files) != 4 {
 		t.Fatalf("%v %v", files, err)
 	}
 	for _, file := range files {
@@ -33,25 +33,43 @@ func TestUnits(t *testing.T) {
 			t.Fatal(err)
 		}
 		unit := readUnit(t, file, string(b))
-		start := strings.Fields(strings.ReplaceAll(unit["ExecStart"], "%i", "web-1"))
-		if len(start) < 2 || start[0] != "/usr/local/bin/parrel" {
-			t.Fatalf("%s starts %q", file, start)
+		if stop := strings.TrimLeft(unit["ExecStop"], "-+"); stop != "" {
+			unitCommand(t, file, stop)
 		}
-		cmd, args, err := newRoot().Find(doubleDashes(start[1:]))
-		if err != nil || cmd.Name() == "parrel" {
-			t.Fatalf("%s: %v", file, err)
+		if !strings.Contains(unit["ExecStart"], "/parrel ") { // an application
+			continue
 		}
-		if err := cmd.ParseFlags(args); err != nil {
-			t.Errorf("%s: %v", file, err)
+		cmd := unitCommand(t, file, strings.ReplaceAll(unit["ExecStart"], "%i", "web-1"))
+		needs := 0.0
+		for _, flag := range []string{"drain-time", "kill-after", "shutdown-delay"} {
+			if f := cmd.Flags().Lookup(flag); f != nil {
+				needs += seconds(t, f.Value.String())
+			}
 		}
-		if rest := cmd.Flags().Args(); len(rest) > 0 {
-			t.Errorf("%s: %q is no flag", file, rest)
-		}
-		drain := cmd.Flags().Lookup("drain-time").Value.String()
-		if stop := unit["TimeoutStopSec"] + "s"; seconds(t, stop) <= seconds(t, drain) {
-			t.Errorf("%s is killed after %s, before its drain of %s is over", file, stop, drain)
+		if stop := unit["TimeoutStopSec"] + "s"; seconds(t, stop) <= needs {
+			t.Errorf("%s is killed after %s, before its end of %gs at most is over", file, stop, needs)
 		}
 	}
+}
+
+// unitCommand is the command of parrel that a line of a unit runs.
+func unitCommand(t *testing.T, file, line string) *cobra.Command {
+	t.Helper()
+	start := strings.Fields(line)
+	if len(start) < 2 || start[0] != "/usr/local/bin/parrel" {
+		t.Fatalf("%s starts %q", file, start)
+	}
+	cmd, args, err := newRoot().Find(doubleDashes(start[1:]))
+	if err != nil || cmd.Name() == "parrel" {
+		t.Fatalf("%s: %v", file, err)
+	}
+	if err := cmd.ParseFlags(args); err != nil {
+		t.Errorf("%s: %v", file, err)
+	}
+	if rest := cmd.Flags().Args(); len(rest) > 0 && cmd.Flags().ArgsLenAtDash() != 0 {
+		t.Errorf("%s: %q is no flag", file, rest)
+	}
+	return cmd
 }
 
 func seconds(t *testing.T, s string) float64 {

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -12,12 +13,14 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	mdns "github.com/miekg/dns"
 
+	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/telemetry"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
@@ -675,6 +678,39 @@ func TestSocketInUse(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if err := w.set.Listening("other"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// without6 is a host without IPv6.
+type without6 struct{ netio.Net }
+
+func (n without6) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	if strings.HasPrefix(address, "[") {
+		return nil, fmt.Errorf("listen %s: %w", address, syscall.EADDRNOTAVAIL)
+	}
+	return n.Net.ListenPacket(ctx, network, address)
+}
+
+// TestHostWithoutIPv6: an additional address that the host does not have is left
+// out; a first one is not.
+func TestHostWithoutIPv6(t *testing.T) {
+	inWorld(t, "", Config{}, filter(), func(t *testing.T, w *world) {
+		w.set.Update("web", nil)
+		w.set.Net = without6{w.host}
+		if errs := w.set.Update("web", []*resource.Listener{listenerOf(filter())}); len(errs) > 0 || w.set.Listening("web") != nil {
+			t.Fatal(errs)
+		}
+		if s := w.set.Status("web"); len(s) != 1 || s[0].Address != at {
+			t.Errorf("status %v", s)
+		}
+		if m := w.lookup("web.mesh", mdns.TypeA); len(m.Answer) != 1 || !strings.Contains(w.log.String(), "does not have it") {
+			t.Errorf("%v; the log says %s", m, w.log)
+		}
+		only := listenerOf(filter())
+		only.Address.Host, only.Additional = "::1", nil
+		if errs := w.set.Update("other", []*resource.Listener{only}); len(errs) != 1 || w.set.Listening("other") == nil {
+			t.Errorf("%v", errs)
 		}
 	})
 }

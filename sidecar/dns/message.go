@@ -79,7 +79,6 @@ type query struct {
 	version byte // of EDNS
 }
 
-func (q *query) id() uint16     { return binary.BigEndian.Uint16(q.msg) }
 func (q *query) opcode() int    { return int(q.flags>>11) & 15 }
 func (q *query) text() []byte   { return q.name[:q.nameLen] }
 func (q *query) ask() []byte    { return q.msg[headerSize:q.end] }

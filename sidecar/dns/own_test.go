@@ -260,6 +260,17 @@ func TestOwnAnswersAreLimited(t *testing.T) {
 		if m := answer(t, w.askTCP(q)); m.Rcode != mdns.RcodeRefused {
 			t.Errorf("by TCP beyond the rate: %v", m)
 		}
+		neighbour, err := w.host.ListenPacket(t.Context(), "udp", "127.0.0.2:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer neighbour.Close()
+		send(t, neighbour, q)
+		_ = neighbour.SetReadDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 512)
+		if n, _, err := neighbour.ReadFrom(buf); err != nil || len(answer(t, buf[:n]).Answer) != 1 {
+			t.Errorf("another source: %x, %v", buf[:n], err)
+		}
 		if m := w.lookup("nobody.mesh", mdns.TypeA); !m.Truncated {
 			t.Errorf("what does not exist is limited too: %v", m)
 		}

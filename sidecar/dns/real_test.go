@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	mdns "github.com/miekg/dns"
 
 	"github.com/parrel-mesh/parrel/sidecar/netio"
+	"github.com/parrel-mesh/parrel/test/consultest"
 	"github.com/parrel-mesh/parrel/xds/resource"
 )
 
@@ -30,26 +32,21 @@ func real(t testing.TB, f *resource.DNSFilter) (*Set, string) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	l := &resource.Listener{Name: "dns", Address: resource.Address{Host: "127.0.0.1"}, DNS: f}
-	if errs := s.Update("web", []*resource.Listener{l}); len(errs) > 0 {
-		t.Fatal(errs)
+	var errs []error
+	for range 20 { // somebody else may be quicker
+		a := resource.Address{Host: "127.0.0.1", Port: uint16(consultest.Port(t))}
+		if errs = s.Update("web", []*resource.Listener{{Name: "dns", Address: a, DNS: f}}); len(errs) == 0 {
+			return s, net.JoinHostPort(a.Host, strconv.Itoa(int(a.Port)))
+		}
 	}
-	<-s.turn
-	defer func() { s.turn <- struct{}{} }()
-	return s, s.servers[netip.MustParseAddrPort("127.0.0.1:0")].address.String()
+	t.Fatal(errs)
+	return nil, ""
 }
 
 // realResolver is a DNS server of another make on the kernel's sockets.
 func realResolver(t testing.TB, h mdns.HandlerFunc) resource.Address {
 	t.Helper()
-	pc, err := netio.OS{}.ListenPacket(context.Background(), "udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := netio.OS{}.Listen(context.Background(), "tcp4", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := both(t)
 	for _, srv := range []*mdns.Server{{PacketConn: pc, Handler: h}, {Listener: ln, Handler: h}} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
@@ -59,6 +56,24 @@ func realResolver(t testing.TB, h mdns.HandlerFunc) resource.Address {
 		t.Cleanup(func() { _ = srv.Shutdown(); <-done })
 	}
 	return resource.Address{Host: "127.0.0.1", Port: uint16(pc.LocalAddr().(*net.UDPAddr).Port)}
+}
+
+// both opens one port for UDP and TCP.
+func both(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 { // somebody else may be quicker
+		at := net.JoinHostPort("127.0.0.1", strconv.Itoa(consultest.Port(t)))
+		pc, err := netio.OS{}.ListenPacket(context.Background(), "udp4", at)
+		if err != nil {
+			continue
+		}
+		if ln, err := (netio.OS{}).Listen(context.Background(), "tcp4", at); err == nil {
+			return pc, ln
+		}
+		pc.Close()
+	}
+	t.Fatal("no free port")
+	return nil, nil
 }
 
 // TestRealSockets: clients and a resolver of other makes on the kernel's sockets.

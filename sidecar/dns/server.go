@@ -87,16 +87,12 @@ func (s *server) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("dns: %w", err)
 	}
-	address := s.address
-	if u, ok := pc.LocalAddr().(*net.UDPAddr); ok && address.Port() == 0 {
-		address = netip.AddrPortFrom(address.Addr(), uint16(u.Port)) // TCP takes the same
-	}
-	ln, err := s.set.Net.Listen(ctx, "tcp", address.String())
+	ln, err := s.set.Net.Listen(ctx, "tcp", s.address.String())
 	if err != nil {
 		_ = pc.Close()
 		return fmt.Errorf("dns: %w", err)
 	}
-	s.address, s.pc, s.ln = address, pc, ln
+	s.pc, s.ln = pc, ln
 	ctx, s.stop = context.WithCancel(ctx)
 	s.wg.Go(func() { s.serveUDP(ctx) })
 	s.wg.Go(func() { s.serveTCP(ctx, ln) })

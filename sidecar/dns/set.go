@@ -220,6 +220,9 @@ func (s *Set) serve(at netip.AddrPort, act *active, optional bool) error {
 	err := n.open(s.ctx)
 	if err == nil {
 		s.servers[at] = n
+		s.mu.Lock()
+		delete(s.absent, at)
+		s.mu.Unlock()
 		s.Log.Info("dns: open", telemetry.KeyAddress, n.address.String(), telemetry.KeyCount, len(act.table.exact))
 		return nil
 	}

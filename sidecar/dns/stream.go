@@ -174,11 +174,10 @@ func (st *stream) relay(ctx context.Context, q *query, ask *asking) {
 
 // tcpAttempt is a question by TCP, on a connection of its own.
 type tcpAttempt struct {
-	ctx       context.Context
-	s         *server
-	q         *query
-	server    netip.AddrPort
-	transfers bool // more than one message is the answer
+	ctx    context.Context
+	s      *server
+	q      *query
+	server netip.AddrPort
 
 	mu     sync.Mutex
 	c      netio.Conn  // guarded by mu: nil before it is connected

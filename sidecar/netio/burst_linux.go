@@ -46,6 +46,7 @@ type burst struct {
 	spare  batch     // guarded by mu
 	free   []*reader // guarded by mu
 	misses uint8     // guarded by mu
+	most   int       // guarded by mu: messages of the largest burst
 	over   sync.Cond // with mu: somebody was read for
 }
 
@@ -320,6 +321,7 @@ func (b *batch) reset() {
 
 // learn adapts to the number of messages of a burst; the caller holds mu.
 func (b *burst) learn(n int) {
+	b.most = max(b.most, n)
 	switch {
 	case n >= burstFew:
 		b.misses = 0

@@ -64,6 +64,18 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// TestMiddle: of very many stacks those that say something come first.
+func TestMiddle(t *testing.T) {
+	long := "panic: test timed out\n\n" + strings.Repeat("goroutine 7 [select (durable), synctest bubble 1]:\nwaits()\n\n", 10_000) + "goroutine 8 [running]:\nspins()\n\n"
+	got := middle(long)
+	if len(got) > mostStacks+100 || !strings.HasPrefix(got, "panic: test timed out\n\ngoroutine 8 [running]:\nspins()\n\ngoroutine 7") || !strings.Contains(got, "bytes are left out") {
+		t.Errorf("%d bytes: %.300s", len(got), got)
+	}
+	if short := long[:1000]; middle(short) != short {
+		t.Error("a short text is not left as it is")
+	}
+}
+
 // module writes a module of these files, and makes it the working directory.
 func module(t *testing.T, files map[string]string) {
 	t.Helper()

@@ -176,13 +176,27 @@ func (r *report) blame(pkg string) {
 	}
 }
 
-// middle shortens a very long text: stacks of thousands of goroutines.
+// mostStacks is how much is shown of what a test that did not end has said.
+const mostStacks = 200 << 10
+
+// middle shortens a very long text: the stacks of thousands of goroutines, of
+// which those that wait inside a synctest bubble, where waiting is ordinary, come
+// last.
 func middle(s string) string {
-	const most = 200 << 10
-	if len(s) <= most {
+	if len(s) <= mostStacks {
 		return s
 	}
-	return s[:most/2] + fmt.Sprintf("\n… %d bytes are left out …\n", len(s)-most) + s[len(s)-most/2:]
+	var first, last []string
+	for _, block := range strings.SplitAfter(s, "\n\n") {
+		head, _, _ := strings.Cut(block, "\n")
+		if strings.HasPrefix(head, "goroutine ") && strings.Contains(head, "(durable)") {
+			last = append(last, block)
+		} else {
+			first = append(first, block)
+		}
+	}
+	s = strings.Join(append(first, last...), "")
+	return s[:mostStacks/2] + fmt.Sprintf("\n… %d bytes are left out …\n", len(s)-mostStacks) + s[len(s)-mostStacks/2:]
 }
 
 // of gives what is held back of a package, in order; "" is all.

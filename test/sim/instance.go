@@ -210,6 +210,7 @@ type Sidecar struct {
 	i      *Instance
 	proc   *process
 	dir    string
+	run    *sidecar.Sidecar
 	cancel context.CancelFunc
 	done   chan struct{}
 	err    error // of Run; read after done
@@ -248,7 +249,7 @@ func (i *Instance) StartSidecar() *Sidecar {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
+	s.cancel, s.run = cancel, run
 	i.Sidecar = s
 	i.m.Go(func() {
 		defer close(s.done)

@@ -65,6 +65,9 @@ func (c *check) dns(l *Listener) {
 		if ip, err := netip.ParseAddr(a.Host); err == nil && !ip.IsLoopback() || a.Path != "" {
 			c.failf(field, "a DNS listener is open on loopback only, so that it cannot be used from outside; write 127.0.0.1 or ::1")
 		}
+		if a.Path == "" && a.Port == 0 {
+			c.failf(field, "a DNS listener has a port, one for UDP and TCP")
+		}
 	}
 	c.text(at+".stat_prefix", f.StatPrefix)
 	seen := map[string]bool{}

@@ -82,6 +82,7 @@ func invalidDNS() []broken {
 	return []broken{
 		{"address", with(func(l *resource.Listener) { l.Address.Host = "0.0.0.0" })},
 		{"address", with(func(l *resource.Listener) { l.Address.Host = "10.0.0.1" })},
+		{"address", with(func(l *resource.Listener) { l.Address.Port = 0 })},
 		{"address", with(func(l *resource.Listener) { l.Address = resource.Address{Path: "/run/dns"} })},
 		{"additional_addresses[0].address", with(func(l *resource.Listener) { l.Additional = []resource.Address{{Host: "::", Port: 53}} })},
 		{"additional_addresses", listenerWith(func(l *resource.Listener) { l.Additional = []resource.Address{{Host: "::1", Port: 53}} })},

@@ -331,3 +331,64 @@ func TestCgroupMadeAnew(t *testing.T) {
 	}
 	eventually(t, "the new group is captured", func() bool { return w.dialIn(t, dir, at(peer4, 9000)) == "outbound "+at(peer4, 9000) })
 }
+
+// TestPrintOfCgroups: nft makes of the text with cgroups what Apply makes. nft(8) looks
+// for the v2 hierarchy at /sys/fs/cgroup alone, so it gets a view in which it is there.
+func TestPrintOfCgroups(t *testing.T) {
+	dir := group(t, "web.service/worker")
+	top := filepath.Dir(filepath.Dir(filepath.Dir(dir)))
+	w := newWorld(t, dual)
+	c := w.config()
+	c.Outbound = []intercept.Workload{
+		{Name: "web", Cgroup: filepath.Dir(dir), OutboundPort: 15001},
+		{Name: "worker", Cgroup: dir, OutboundPort: 15002},
+	}
+	w.applyCgroups(t, c)
+	text, err := intercept.Print(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nft := func(input string, args ...string) string { // not by ip netns exec, which hides cgroups
+		t.Helper()
+		args = append([]string{"-m", "sh", "-c", `[ "$0" = /sys/fs/cgroup ] || mount --bind "$0" /sys/fs/cgroup || exit; exec nft "$@"`, top}, args...)
+		return enter(w.host, root, func() string {
+			cmd := exec.Command("unshare", args...)
+			cmd.Stdin = strings.NewReader(input)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("nft %v: %v: %s", args, err, out)
+			}
+			return string(out)
+		})
+	}
+	byApply := nft("", "-s", "list", "ruleset")
+	if !strings.Contains(byApply, `web.service/worker"`) {
+		t.Fatalf("nft does not see the groups: %s", byApply)
+	}
+	nft(text, "-f", "-")
+	if byNFT := nft("", "-s", "list", "ruleset"); byNFT != byApply {
+		t.Errorf("nft makes of the text\n%s\nApply makes\n%s", byNFT, byApply)
+	}
+}
+
+// TestManyWorkloads: five hundred are one transaction too, and the last of them is as
+// captured as the first.
+func TestManyWorkloads(t *testing.T) {
+	w := newWorld(t, v4only)
+	w.serve(w.host, "last", "127.0.0.1:16499")
+	w.serve(w.peer, "peer", w.any(9000))
+	c := w.config()
+	c.Outbound = nil
+	for i := range 500 {
+		uid := uint32(30000 + i)
+		c.Outbound = append(c.Outbound, intercept.Workload{Name: "service-" + strconv.Itoa(i), UID: &uid, OutboundPort: uint16(16000 + i)})
+	}
+	w.apply(c)
+	m := w.apply(c) // in place of as many
+	w.want(t, w.host, user{30499, 30499}, "tcp", at(peer4, 9000), "last "+at(peer4, 9000))
+	w.want(t, w.host, user{30500, 30500}, "tcp", at(peer4, 9000), "peer "+at(peer4, 9000))
+	st, err := m.Show(t.Context())
+	if err != nil || len(st.Workloads) != 500 || st.Workloads[499].Name != "service-499" || st.Workloads[499].Connections != 1 || st.Workloads[0].Connections != 0 {
+		t.Errorf("show says %d workloads, %v", len(st.Workloads), err)
+	}
+}

@@ -3,12 +3,16 @@
 package intercept
 
 import (
+	"encoding/json"
 	"io/fs"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -165,6 +169,78 @@ func TestCommand(t *testing.T) {
 	}
 	if after := w.state(); after != before {
 		t.Errorf("not ready: after:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// TestFromSidecar: the command does what the sidecar says of itself, once it is ready
+// for it, and says what of it cannot be done and who is captured no longer.
+func TestFromSidecar(t *testing.T) {
+	w := newWorld(t, dual)
+	binary := parrel(t)
+	admin := filepath.Join(t.TempDir(), "admin.sock")
+	l, err := net.Listen("unix", admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	plan := intercept.Plan{
+		Proxies: []intercept.PlanProxy{
+			{ProxyID: "web-proxy", Service: "web", UID: &app.uid, OutboundPort: 15001, ServicePorts: []uint16{8080}, Ready: true},
+			{ProxyID: "api-proxy", Service: "api", Error: "nothing tells its processes"},
+		},
+		ProxyUID: &sidecar.uid, InboundPort: 15006, DNSPort: 15053, PublicPorts: []uint16{21000},
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/redirect" {
+			http.NotFound(rw, r)
+			return
+		}
+		switch p := plan; asked.Add(1) {
+		case 1:
+			_ = json.NewEncoder(rw).Encode(intercept.Plan{})
+		case 2:
+			p.Proxies = []intercept.PlanProxy{{ProxyID: "web-proxy"}}
+			_ = json.NewEncoder(rw).Encode(p)
+		default:
+			_ = json.NewEncoder(rw).Encode(p)
+		}
+	})}
+	go srv.Serve(l)
+	t.Cleanup(func() { srv.Close() })
+	run := func(args ...string) (string, error) {
+		cmd := exec.Command("ip", append([]string{"netns", "exec", w.host, binary, "redirect", "apply", "--from-sidecar", "unix:" + admin}, args...)...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	old := w.config()
+	old.Outbound[0].Name = "old-proxy"
+	m := w.apply(old)
+	out, err := run()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"api-proxy is not captured: nothing tells its processes", "no longer captured, since this replaces what was applied before: old-proxy (everybody else)", "redirection is in force"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not in: %s", want, out)
+		}
+	}
+	if n := asked.Load(); n < 4 {
+		t.Errorf("the sidecar was asked %d times: it was not waited for", n)
+	}
+	st, err := m.Show(t.Context())
+	if err != nil || len(st.Workloads) != 1 || st.Workloads[0].Name != "web-proxy" || *st.Workloads[0].UID != app.uid ||
+		strings.Join(st.InboundPorts, ",") != "8080" || st.DNSPort != 15053 || strings.Join(st.ExcludeInboundPorts, ",") != "22,21000" || st.Capture != intercept.CaptureStands {
+		t.Errorf("show says %+v, %v", st, err)
+	}
+	for want, args := range map[string][]string{
+		"does not carry --proxy-id x":   {"--proxy-id", "x"},
+		"and the sidecar says it":       {"--proxy-inbound-port", "1"},
+		"service port 8080 is excluded": {"--exclude-inbound-port", "8080"},
+		`no user "nobody-has-this"`:     {"--exclude-uid", "nobody-has-this"},
+	} {
+		if out, err := run(args...); err == nil || !strings.Contains(out, want) {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
 	}
 }
 

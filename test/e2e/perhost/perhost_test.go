@@ -119,6 +119,7 @@ func newWorld(t *testing.T, n int, flags ...string) *world {
 	w := &world{Rig: rig.New(t, parrel), agent: consultest.Dev(t, consultest.Options{})}
 	echo(t)
 	w.agent.Entry(rig.Protocol("echo", "http"))
+	w.agent.Entry(rig.Intentions("*", "*", "deny"))
 	w.agent.Entry(rig.Intentions("echo", "*", "allow"))
 	for i := range n {
 		w.register(name(i), 9000+i, serviceUID+i)

@@ -67,6 +67,13 @@ func (r *Rig) Process(name string, args ...string) *Process {
 	return p
 }
 
+// Program is Process of another binary.
+func (r *Rig) Program(name, bin string, args ...string) *Process {
+	p := r.Process(name, args...)
+	p.bin = bin
+	return p
+}
+
 // Command runs parrel to its end and returns what it printed, and its error.
 func (r *Rig) Command(args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(r.Parrel, args...)

@@ -16,11 +16,8 @@ import (
 // TestDNS: names of the file are answered, by UDP and by TCP; others go to the
 // resolver that it names, and where that is gone the client has SERVFAIL.
 func TestDNS(t *testing.T) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", pc.LocalAddr().String())
+	ln, port := rig.Listen(t) // a port that is free for UDP too
+	pc, err := net.ListenPacket("udp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +45,7 @@ func TestDNS(t *testing.T) {
 	defer end()
 
 	r := rig.New(t, parrel)
-	p := start(r, "dns.yaml", map[int]int{5300: pc.LocalAddr().(*net.UDPAddr).Port})
+	p := start(r, "dns.yaml", map[int]int{5300: port})
 	ask := func(network, name string, qtype uint16) (*mdns.Msg, string) {
 		t.Helper()
 		c := &mdns.Client{Net: network, Timeout: soon}

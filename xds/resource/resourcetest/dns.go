@@ -32,7 +32,7 @@ func DNSFilter(t *rapid.T) *resource.DNSFilter {
 
 // dns makes l a DNS listener.
 func dns(t *rapid.T, l *resource.Listener) {
-	l.Address = resource.Address{Host: pick(t, "127.0.0.1", "::1", "127.0.0.53"), Port: port(t)}
-	l.Additional = list(t, 0, 1, func(t *rapid.T) resource.Address { return resource.Address{Host: "127.0.0.2", Port: port(t)} })
+	l.Address = resource.Address{Host: pick(t, "127.0.0.1", "::1", "127.0.0.53"), Port: max(port(t), 1)}
+	l.Additional = list(t, 0, 1, func(t *rapid.T) resource.Address { return resource.Address{Host: "127.0.0.2", Port: max(port(t), 1)} })
 	l.DNS = DNSFilter(t)
 }
