@@ -213,7 +213,7 @@ func intention(ctx context.Context, s *stack) error {
 	// calls go through and stay through.
 	l := s.load(ctx)
 	defer l.stop()
-	return errors.Join(denied, l.streak(ctx, 150))
+	return errors.Join(denied, l.streak(ctx, 50))
 }
 
 // instanceKilled: calls in hand may fail, and those until the mesh has heard; then
@@ -297,7 +297,7 @@ func leaderKilled(ctx context.Context, s *stack) error {
 	if _, err := s.kill(ctx, name); err != nil {
 		return err
 	}
-	if err := l.streak(ctx, 200); err != nil {
+	if err := l.streak(ctx, 100); err != nil {
 		return err
 	}
 	if err := l.end(); err != nil {
@@ -312,7 +312,7 @@ func controlPlaneKilled(ctx context.Context, s *stack) error {
 	if _, err := s.kill(ctx, "controlplane-1"); err != nil {
 		return err
 	}
-	if err := l.streak(ctx, 200); err != nil {
+	if err := l.streak(ctx, 100); err != nil {
 		return err
 	}
 	if err := l.end(); err != nil {
