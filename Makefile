@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 PGO ?= cmd/parrel/parrel.pgo
 PKGS ?= ./...
 
-.PHONY: help build consul images interop demo demo-compose test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench-intercept bench bench-profile pgo gen gen-check presubmit clean
+.PHONY: help build consul images interop compose-check demo demo-compose test test-short race lint fuzz e2e sim conformance bench-propagation bench-footprint bench-intercept bench bench-profile pgo gen gen-check presubmit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 22
@@ -42,7 +42,7 @@ images: build ## container images FROM scratch: parrel/parrel, parrel/shop and, 
 demo-compose: images ## the mesh of examples/compose, checked and taken down: needs a Docker engine and docker-compose
 	CONSUL_IMAGE=$(or $(CONSUL_IMAGE),parrel/consul:latest) $(GO) run ./examples/compose/check
 
-test: build consul interop lint ## everything that has to pass; installs and builds what it needs
+test: build consul interop compose-check lint ## everything that has to pass; installs and builds what it needs
 	$(GO) run ./test/run $(PKGS)
 
 INTEROP := h2spec grpc-interop-client grpc-interop-server
@@ -56,6 +56,13 @@ $(INTEROP:%=$(BIN)/%) &: test/tools/interop/go.mod test/tools/interop/go.sum
 	cd test/tools/interop && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/grpc-interop-client google.golang.org/grpc/interop/client
 	cd test/tools/interop && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$(BIN)/grpc-interop-server google.golang.org/grpc/interop/server
 	@touch $(INTEROP:%=$(BIN)/%)
+
+compose-check: $(BIN)/composecheck ## Compose v2's own reader of compose files, for the tests of inject
+
+$(BIN)/composecheck: test/tools/compose/go.mod test/tools/compose/go.sum test/tools/compose/main.go
+	@mkdir -p $(BIN)
+	cd test/tools/compose && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ .
+	@touch $@
 
 # Packages whose tests need neither Consul nor processes of their own.
 UNIT = $(shell $(GO) list ./... | grep -vE '/(test/(e2e|conformance|demo)|discovery/consul|examples/grpc-xds)(/|$$)')

@@ -17,6 +17,17 @@
 //	SDS  ROOTCA                       trust bundles; never keys, which parrel's
 //	                                  sidecars make themselves
 //
+// A transparent one gets beside that:
+//
+//	LDS  outbound_listener:127.0.0.1:PORT   captured connections, a chain or two
+//	                                        for each service that it may call
+//	     inbound_listener:0.0.0.0:15006     the application's own port
+//	     dns:127.0.0.1:15053                the names of the mesh; shared by all
+//	CDS  SERVICE…|http                      what turned out to be HTTP
+//	     original-destination               what leaves the mesh
+//	     passthrough~SERVICE…               instances that are dialled directly
+//	     destination|HOST:PORT              destinations outside, by name
+//
 // Envoy gets the same. It finds "default", its own certificate and key, in its
 // own bootstrap or in files (parrel svid writes them): the control plane has no
 // key of anybody's to give. gRPC without a proxy (View.GRPC) asks by service

@@ -102,11 +102,54 @@ func TestComposeReads(t *testing.T) {
 	}
 }
 
-// composeConfig runs `docker-compose config` on a file in a folder where what
-// the corpus refers to is to be found.
+// TestComposeV2Reads has Compose v2's own library read every result, which
+// checks it against the Compose specification.
+func TestComposeV2Reads(t *testing.T) {
+	check, err := filepath.Abs("../../bin/composecheck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(check); err != nil {
+		t.Fatalf("Compose v2's reader is not there: run `make compose-check` (%v)", err)
+	}
+	run := func(t *testing.T, text string) (string, error) {
+		path := composeFolder(t, text)
+		cmd := exec.Command(check, path)
+		cmd.Env = append(os.Environ(), "TAG=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, f := range corpus(t) {
+		t.Run(filepath.Base(f), func(t *testing.T) {
+			out, err := run(t, read(t, strings.TrimSuffix(f, ".yaml")+".mesh.yaml"))
+			if err != nil || !strings.Contains(out, "network_mode: service:") || !strings.Contains(out, "condition: service_healthy") {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+	// It refuses what is wrong.
+	if out, err := run(t, "services:\n  web:\n    image: x\n    network_mode: host\n    networks: [a]\nnetworks: {a: }\n"); err == nil {
+		t.Errorf("the reader takes everything:\n%s", out)
+	}
+}
+
+// composeConfig runs `docker-compose config` on a file.
 func composeConfig(t *testing.T, compose, file string) string {
 	t.Helper()
-	text := read(t, file)
+	path := composeFolder(t, read(t, file))
+	cmd := exec.Command(compose, "-f", path, "config")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nowhere", "TAG=1", "COMPOSE_PROFILES=debug,tools")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker-compose config: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// composeFolder puts a file into a folder where what the corpus refers to is to
+// be found, and gives its path.
+func composeFolder(t *testing.T, text string) string {
+	t.Helper()
 	dir := t.TempDir()
 	for _, d := range []string{"api", "web", "worker", "admin", "build"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -126,13 +169,7 @@ func composeConfig(t *testing.T, compose, file string) string {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(compose, "-f", path, "config")
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nowhere", "TAG=1", "COMPOSE_PROFILES=debug,tools")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("docker-compose config: %v\n%s", err, out)
-	}
-	return string(out)
+	return path
 }
 
 // TestBad: each file of testdata/bad is refused with the error beside it, which

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"bufio"
 	"fmt"
 	"net"
 	"os"
@@ -67,6 +68,12 @@ func application(words string) int {
 				signal.Notify(all, signals[name])
 			}
 			fmt.Println("catching")
+		case "group": // is it the parent's?
+			parents, err := syscall.Getpgid(os.Getppid())
+			fmt.Println("parent's group:", err == nil && parents == syscall.Getpgrp())
+		case "read":
+			line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+			fmt.Println("read", strings.TrimSpace(line), err)
 		case "wait":
 			fmt.Println("got", <-all)
 		case "sleep":

@@ -90,10 +90,10 @@ func (a *aclAgent) sidecarLife(ctx context.Context, token string) error {
 	case l.Node == "":
 		return fmt.Errorf("the agent does not say who it is")
 	}
-	if err := reg.RegisterProxy(ctx, ProxyRegistration{Service: "web", ServiceID: "web-1", Port: 21000, ServicePort: 8080}); err != nil {
+	if err := reg.Report(ctx, at, true); err != nil {
 		return err
 	}
-	if err := reg.Report(ctx, at, true); err != nil {
+	if err := reg.RegisterProxy(ctx, ProxyRegistration{Service: "web", ServiceID: "web-1", Port: 21000, ServicePort: 8080}); err != nil {
 		return err
 	}
 	if _, err := reg.Declare(ctx, "web", "http"); err != nil {

@@ -106,19 +106,24 @@ func (d *Definition) LocalPort() int {
 }
 
 // At gives the definition with the address under which others reach it, where it
-// names none, and with its checks. The service has one that the sidecar reports
-// itself ([Registrar.Report]), where it has a LocalPort; the proxy has an alias
-// of the service's checks and one of the sidecar's readiness at ready (a URL; "":
-// none), so that it is critical when either does not serve.
+// names none, and with its checks. Service and proxy have one that the sidecar
+// reports itself ([Registrar.Report]), where there is a LocalPort; the proxy has
+// one of the sidecar's readiness at ready (a URL; "": none), and an alias of the
+// service's own checks, where the definition names any. (An alias of the report
+// would do for the proxy, but Consul notices some changes only a minute later.)
 func (d *Definition) At(address, ready string) *Definition {
 	s, p := *d.service, *d.proxy
 	s.Address = cmp.Or(s.Address, address)
 	p.Address = cmp.Or(p.Address, s.Address)
 	s.Checks, p.Checks = slices.Clone(s.Checks), slices.Clone(p.Checks)
-	if d.LocalPort() != 0 {
-		s.Checks = append(s.Checks, &api.AgentServiceCheck{CheckID: reportID(s.ID), Name: "the application listens", TTL: reportTTL})
+	if len(s.Checks) > 0 || s.Check != nil {
+		p.Checks = append(p.Checks, &api.AgentServiceCheck{CheckID: "service:" + p.ID + ":alias", Name: "Connect Sidecar Aliasing " + s.ID, AliasService: s.ID})
 	}
-	p.Checks = append(p.Checks, &api.AgentServiceCheck{CheckID: "service:" + p.ID + ":alias", Name: "Connect Sidecar Aliasing " + s.ID, AliasService: s.ID})
+	if d.LocalPort() != 0 {
+		for _, r := range []*api.AgentServiceRegistration{&s, &p} {
+			r.Checks = append(r.Checks, &api.AgentServiceCheck{CheckID: reportID(r.ID), Name: "the application listens", TTL: reportTTL})
+		}
+	}
 	if ready != "" {
 		p.Checks = append(p.Checks, &api.AgentServiceCheck{CheckID: "service:" + p.ID + ":ready", Name: "the sidecar is ready", HTTP: ready, Interval: "1s", Timeout: "2s"})
 	}
@@ -137,8 +142,10 @@ func (r *Registrar) Report(ctx context.Context, d *Definition, listens bool) err
 	if !listens {
 		status, note = api.HealthCritical, fmt.Sprintf("nothing listens on port %d", d.LocalPort())
 	}
-	if err := r.client.Agent().UpdateTTLOpts(reportID(d.ID()), note, status, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
-		return fmt.Errorf("consul: report the health of %q: %w", d.ID(), err)
+	for _, id := range []string{d.ProxyID(), d.ID()} {
+		if err := r.client.Agent().UpdateTTLOpts(reportID(id), note, status, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
+			return fmt.Errorf("consul: report the health of %q: %w", id, err)
+		}
 	}
 	return nil
 }

@@ -37,6 +37,15 @@ func TestInjected(t *testing.T) {
 	}
 }
 
+// TestComposeV2Reads has Compose v2's own library read both files.
+func TestComposeV2Reads(t *testing.T) {
+	for _, file := range []string{"shop.yaml", "docker-compose.yaml"} {
+		if out, err := exec.Command("../../bin/composecheck", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s (no such file: run `make compose-check`)", file, err, out)
+		}
+	}
+}
+
 // TestDemo is `make demo-compose`: it builds the images, brings the mesh up,
 // checks it and takes it down.
 func TestDemo(t *testing.T) {

@@ -250,7 +250,10 @@ func (x *call) fail(err error) error {
 	f := x.failure(err) // before the sender is stopped: that looks like a failure of the request
 	started := x.out.sent || x.up.done != nil || x.c.in.came
 	x.stopUpload()
-	x.over(!started)
+	// What the connection did to the exchange it would do to the next one too.
+	var as *stream.Failure
+	ours := errors.As(f, &as) && (as.Kind == stream.FailedCancelled || as.Kind == stream.FailedRequest)
+	x.over(!started && ours)
 	return f
 }
 

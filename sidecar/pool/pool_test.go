@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log"
@@ -13,6 +15,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/parrel-mesh/parrel/mtls"
+	"github.com/parrel-mesh/parrel/sidecar/internal/testpki"
 	"github.com/parrel-mesh/parrel/sidecar/netio"
 	"github.com/parrel-mesh/parrel/sidecar/stream"
 	"github.com/parrel-mesh/parrel/sidecar/wheel"
@@ -267,4 +271,56 @@ func TestSilentPeer(t *testing.T) {
 			m.Heal(client, server)
 			do(t, p, get("/"))
 		})
+}
+
+// TestResetWhileIdle: a connection that its endpoint reset while nobody used it
+// costs no request anything, and is not kept.
+func TestResetWhileIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pki := testpki.New(t, "mesh.test")
+		conf := mtls.ServerConfig(mtls.ServerParams{Params: mtls.Params{Identity: pki.Identity("web"), ALPN: []string{"http/1.1"}}})
+		m := netio.NewMemory()
+		client, server := m.Host("client", "10.0.0.1"), m.Host("server", "10.0.0.2")
+		l, err := server.Listen(t.Context(), "tcp", ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for {
+				c, err := l.AcceptConn()
+				if err != nil {
+					return
+				}
+				s := tls.Server(c, conf)
+				if _, err := http.ReadRequest(bufio.NewReader(s)); err != nil {
+					t.Error(err)
+				}
+				io.WriteString(s, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				time.Sleep(time.Second)
+				c.Reset()
+			}
+		}()
+		p := New(Config{Network: "tcp", Address: "10.0.0.2:80", Protocol: resource.ProtocolHTTP1,
+			TLS: mtls.ClientConfig(mtls.ClientParams{Params: mtls.Params{Identity: pki.Identity("caller")}})}, Deps{Net: blind{client}})
+		for range 5 {
+			if got := do(t, p, get("/")); got != "ok" {
+				t.Errorf("got %q", got)
+			}
+			time.Sleep(1010 * time.Millisecond) // the next comes before the pool has looked
+		}
+		p.Close()
+		l.Close()
+		synctest.Wait()
+	})
+}
+
+// blind is a network on whose connections nobody can look before they are used.
+type blind struct{ netio.Net }
+
+func (b blind) Dial(ctx context.Context, network, address string) (netio.Conn, error) {
+	c, err := b.Net.Dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return struct{ netio.Conn }{c}, nil
 }

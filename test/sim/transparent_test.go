@@ -67,7 +67,7 @@ func (s *shop) reaches(name string, p Protocol) (bool, string) {
 // seconds of every change, and nothing else; calls to services that were not
 // changed do not notice; a control plane that was restarted says the same.
 func TestTransparentChanges(t *testing.T) {
-	const n = 60
+	const n = 45
 	synctest.Test(t, func(t *testing.T) {
 		s := capturedShop(t, Config{Seed: *seed, Latency: time.Millisecond})
 		draw := s.Fork("editor")
@@ -147,7 +147,7 @@ func TestTransparentChanges(t *testing.T) {
 				}
 			}
 		}
-		clean(t, loads, 500)
+		clean(t, loads, 300)
 		for _, what := range []string{"intention", "any", "service", "protocol", "plane"} {
 			if made[what] < 2 {
 				t.Errorf("only %d changes of the kind %q were made", made[what], what)

@@ -300,7 +300,10 @@ func TestHoldRepairs(t *testing.T) {
 	c.HoldFor = time.Second
 	m := w.apply(c)
 	want := w.rules()
-	stop := hold(t, m, intercept.Holding{})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.Hold(ctx, intercept.Holding{}) }()
 	for _, damage := range [][]string{
 		{"nft", "flush", "ruleset"},
 		{"nft", "flush", "chain", "inet", "parrel", "workloads"},
@@ -312,10 +315,13 @@ func TestHoldRepairs(t *testing.T) {
 	if err := w.manager().Clean(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { time.Sleep(3 * time.Second); ended <- stop() }()
-	if err := <-ended; !errors.Is(err, intercept.ErrCleaned) {
-		t.Errorf("Hold ended with %v, want ErrCleaned", err)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, intercept.ErrCleaned) {
+			t.Errorf("Hold ended with %v, want ErrCleaned", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("Hold goes on a minute after Clean")
 	}
 	if got := w.in("nft", "list", "ruleset"); got != "" {
 		t.Errorf("after Clean there is\n%s", got)
