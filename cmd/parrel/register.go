@@ -155,7 +155,7 @@ func listensOn(port int) (bool, error) {
 }
 
 func (s *self) once(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	if s.at != nil {
 		l, err := s.registrar.Lookup(ctx, s.definition.ID())

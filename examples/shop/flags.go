@@ -3,6 +3,7 @@ package shop
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -15,6 +16,7 @@ func BindFlags(fs *pflag.FlagSet) *Config {
 	fs.StringVar(&c.Instance, "instance", "", "name shown in answers")
 	fs.StringVar(&c.Version, "version", "", "version shown in answers")
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:0", "address to listen on")
+	fs.DurationVar(&c.Timeout, "timeout", 5*time.Second, "how long one call of an upstream may take")
 	fs.Var(upstreams{c}, "upstream", "upstream as NAME=HOST:PORT; repeat for each")
 	return c
 }

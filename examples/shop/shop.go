@@ -1,6 +1,7 @@
 package shop
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ type Config struct {
 	Listen   string            // host:port
 	Upstream map[string]string // upstream name → host:port that this program dials
 	Listener net.Listener      // nil: Run listens on Listen
+	Timeout  time.Duration     // of each call of an upstream; 0: 5 s
 }
 
 // Answer is what every program answers: who it is, whom it saw, and what its
@@ -80,6 +82,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
+func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
+
 // needs says which upstreams a program calls.
 var needs = map[string][]string{
 	"web": {"api"},
@@ -104,7 +108,7 @@ func Run(ctx context.Context, c Config) error {
 	case "ledger":
 		return serveLedger(ctx, c, l)
 	}
-	app := &httpApp{cfg: c, client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	app := &httpApp{cfg: c, client: &http.Client{Timeout: c.timeout(), Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
 	if addr := c.Upstream["pricing"]; addr != "" {
 		p, err := newPricingClient(addr)
 		if err != nil {
@@ -167,7 +171,7 @@ func (a *httpApp) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // call asks one upstream and turns every failure into an answer that names it.
 func (a *httpApp) call(ctx context.Context, name string) *Answer {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.timeout())
 	defer cancel()
 	var ans *Answer
 	var err error

@@ -209,7 +209,11 @@ func intention(ctx context.Context, s *stack) error {
 	if err := s.entry(context.WithoutCancel(ctx), sources("orders", "api", "allow")); err != nil {
 		return err
 	}
-	return errors.Join(denied, eventually(ctx, func() error { _, err := s.ask(ctx); return err }))
+	// Both sidecars hear of both changes, each at its own pace: what counts is that
+	// calls go through and stay through.
+	l := s.load(ctx)
+	defer l.stop()
+	return errors.Join(denied, l.streak(ctx, 150))
 }
 
 // instanceKilled: calls in hand may fail, and those until the mesh has heard; then

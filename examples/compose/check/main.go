@@ -44,7 +44,7 @@ func demo(ctx context.Context) (passed, failed int) {
 		return 0, 1
 	}
 	for _, c := range checks() {
-		cctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+		cctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 		began := time.Now()
 		err := c.run(cctx, s)
 		cancel()
@@ -133,10 +133,10 @@ func (s *stack) up(ctx context.Context) error {
 		return fmt.Errorf("%s up: %w\n%s", strings.Join(s.compose, " "), err, out)
 	}
 	started := time.Since(began)
-	first, cancelFirst := context.WithTimeout(ctx, time.Minute)
+	first, cancelFirst := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancelFirst()
 	if err := eventually(first, func() error { _, err := s.ask(first); return err }); err != nil {
-		return fmt.Errorf("no good answer from web within a minute of the start: %w", err)
+		return fmt.Errorf("no good answer from web within 3 minutes of the start: %w", err)
 	}
 	fmt.Printf("demo: up after %.1f s, first good call after %.1f s\n", started.Seconds(), time.Since(began).Seconds())
 	return nil

@@ -38,7 +38,7 @@ next:
 	return 0, errors.New("no port from 18080 to 18999 is free")
 }
 
-var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // ask sends one request to web; an error anywhere in the answer's tree is an error.
 func (s *stack) ask(ctx context.Context) (*shop.Answer, error) {
