@@ -28,6 +28,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asSupervisor) != "" {
 		os.Exit(superviseHere())
 	}
+	// Whoever started the tests may have signals ignored, as nohup and shells do for
+	// what runs in the background. Children inherit that; what is caught they do not.
+	for _, sig := range signals {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	os.Exit(m.Run())
 }
 
