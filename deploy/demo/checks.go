@@ -68,7 +68,7 @@ func (w *world) checkAll(ctx context.Context) (passed, failed int, err error) {
 		if c.name == memoryCheck && w.cfg.Consul {
 			continue // the bound is for the mesh without Consul's server
 		}
-		cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		cctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 		start := time.Now()
 		err := c.run(cctx, w)
 		cancel()

@@ -226,7 +226,7 @@ func (w *world) askURL(ctx context.Context, f from, url string) (*shop.Answer, e
 }
 
 // startTimeout is how long the mesh may take until its first good answer.
-const startTimeout = 25 * time.Second
+const startTimeout = 60 * time.Second
 
 // firstRequest asks until the whole tree answers, and says how long that took
 // from the start of the process.

@@ -42,6 +42,10 @@ func TestMain(m *testing.M) {
 
 var last = regexp.MustCompile(`^demo: (\d+) passed, (\d+) failed$`)
 
+// bound is for what takes 10 s, or 20 with Consul, on a machine that has other
+// things to do.
+const bound = 3 * time.Minute
+
 // once runs the demo to its end and returns how many checks passed.
 func once(t *testing.T, limit time.Duration, args ...string) int {
 	t.Helper()
@@ -89,7 +93,7 @@ func nothingLeft(t *testing.T, tmp string) {
 }
 
 func TestOnce(t *testing.T) {
-	if n := once(t, 30*time.Second, "--port-base", "27500"); n < 15 {
+	if n := once(t, bound, "--port-base", "27500"); n < 15 {
 		t.Errorf("%d checks passed, 15 at least", n)
 	}
 }
@@ -102,7 +106,7 @@ func TestOnceOnConsul(t *testing.T) {
 	if _, err := os.Stat(consul); err != nil {
 		t.Fatalf("no %s: run `make consul`", consul)
 	}
-	if n := once(t, 45*time.Second, "--consul", "--consul-binary", consul, "--port-base", "28000"); n < 15 {
+	if n := once(t, bound, "--consul", "--consul-binary", consul, "--port-base", "28000"); n < 15 {
 		t.Errorf("%d checks passed, 15 at least", n)
 	}
 }
@@ -118,7 +122,7 @@ func needsRoot(t *testing.T) {
 // TestOnceInNamespaces: hosts are network namespaces and connections are captured.
 func TestOnceInNamespaces(t *testing.T) {
 	needsRoot(t)
-	if n := once(t, 50*time.Second, "--netns"); n < 30 {
+	if n := once(t, bound, "--netns"); n < 30 {
 		t.Errorf("%d checks passed, 30 at least", n)
 	}
 }
@@ -129,7 +133,7 @@ func TestOnceInNamespacesOnConsul(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := once(t, 90*time.Second, "--netns", "--consul", "--consul-binary", consul); n < 30 {
+	if n := once(t, bound, "--netns", "--consul", "--consul-binary", consul); n < 30 {
 		t.Errorf("%d checks passed, 30 at least", n)
 	}
 }
@@ -149,7 +153,7 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	watchdog := time.AfterFunc(40*time.Second, func() { cmd.Process.Kill() })
+	watchdog := time.AfterFunc(bound, func() { cmd.Process.Kill() })
 	defer watchdog.Stop()
 
 	var guide strings.Builder
@@ -206,7 +210,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	watchdog := time.AfterFunc(40*time.Second, func() { cmd.Process.Kill() })
+	watchdog := time.AfterFunc(bound, func() { cmd.Process.Kill() })
 	defer watchdog.Stop()
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil || !strings.HasPrefix(line, "demo: first request") {
@@ -219,7 +223,7 @@ func TestSupervisorKilled(t *testing.T) {
 	if err := cmd.Wait(); !errors.As(err, &exit) {
 		t.Fatalf("killed, it ended with %v", err)
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		l, err := net.Listen("tcp", "127.0.0.1:29000") // the control plane's port is free again
 		if err == nil {
@@ -227,7 +231,7 @@ func TestSupervisorKilled(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("5 s after the supervisor was killed its control plane still listens: %v", err)
+			t.Fatalf("30 s after the supervisor was killed its control plane still listens: %v", err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
